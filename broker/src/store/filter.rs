@@ -1,0 +1,5 @@
+//! (to come)
+
+/// (to come)
+#[derive(Clone, Debug)]
+pub struct Filter {}

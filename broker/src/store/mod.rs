@@ -1,0 +1,34 @@
+//! The deterministic state machine: records, indexes, change log, options, leases, registry, checkpoint.
+//!
+//! ```text
+//!   raft::machine ──▶ Store::apply(steps) ──▶ engine (one batch per call, position included)
+//!                          │ publishes
+//!                          ▼
+//!   server ──▶ Reader::snapshot() ──▶ Snapshot: get, query, scan, changes      Tail: newest changes in memory
+//! ```
+//!
+//! `apply` is a function of the store and the command alone: no clock, no random number, no environment, no floating
+//! point, no iteration over a hash map. Stores at the same position are byte-equal on all nodes.
+//!
+//! Not here: gRPC, Raft, tasks, clocks. The API is synchronous and blocks; nothing is spawned.
+
+pub mod apply;
+pub mod cidr;
+pub mod codec;
+pub mod command;
+pub mod engine;
+pub mod filter;
+pub mod inspect;
+pub mod keyspace;
+pub mod mask;
+pub mod query;
+pub mod snapshot;
+pub mod tail;
+pub mod text;
+pub mod txn;
+pub mod wire;
+
+mod machine;
+
+pub use machine::{Error, Options, Position, Step, Store};
+pub use snapshot::{Progress, Reader, Snapshot};
