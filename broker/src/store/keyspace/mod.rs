@@ -63,3 +63,9 @@ impl Keyspace {
         Self::ALL.iter().map(|(_, name)| *name).collect()
     }
 }
+
+impl From<Keyspace> for Space {
+    fn from(keyspace: Keyspace) -> Self {
+        keyspace.space()
+    }
+}
