@@ -16,13 +16,15 @@ pub mod apply;
 pub mod cidr;
 pub mod codec;
 pub mod command;
+pub mod dump;
 pub mod engine;
 pub mod filter;
 pub mod inspect;
-pub mod dump;
+
 pub mod keyspace;
 pub mod mask;
 pub mod migrate;
+
 pub mod query;
 pub mod snapshot;
 pub mod tail;

@@ -47,14 +47,17 @@ impl Batch<'_> {
         Ok(self.written(versions, records))
     }
 
-    fn patch_one(&mut self, input: &Parts, paths: &[String]) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
+    fn patch_one(
+        &mut self,
+        input: &Parts,
+        paths: &[String],
+    ) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
         if input.deleted {
             return Ok(Ok(self.delete(&input.record_type, &input.id)?));
         }
-        let Some(live) = self.live(&input.record_type, &input.id)? else {
+        let Some(mut parts) = self.live(&input.record_type, &input.id)? else {
             return Ok(Ok(None));
         };
-        let mut parts = live.parts;
         // Without a mask nothing is decoded: a record of any type can be touched.
         if !paths.is_empty() {
             let empty = Bytes::new();

@@ -39,8 +39,7 @@ impl Batch<'_> {
         if self.state.epochs_swept == self.state.epoch {
             return Ok(false);
         }
-        let below: KeyBounds =
-            (Bound::Unbounded, Bound::Excluded(KeyWriter::new().u32(self.state.epoch).finish()));
+        let below: KeyBounds = (Bound::Unbounded, Bound::Excluded(KeyWriter::new().u32(self.state.epoch).finish()));
         for keyspace in Keyspace::OF_AN_EPOCH {
             let found = self.txn.range(keyspace.space(), below.clone()).take(*budget);
             let found: Result<Vec<Bytes>, _> = found.map(|item| item.map(|(key, _)| key)).collect();
@@ -109,7 +108,7 @@ impl Batch<'_> {
         for item in self.txn.range(Keyspace::AgeIndex.space(), bounds).take(at_most) {
             let (_, id) = item?;
             match self.live(record_type, &id)? {
-                Some(live) if live.parts.modified_at_nanos < cutoff_nanos => found.push(id),
+                Some(parts) if parts.modified_at_nanos < cutoff_nanos => found.push(id),
                 _ => break,
             }
         }
