@@ -40,14 +40,33 @@ struct Item {
 #[derive(Clone, Debug)]
 enum Op {
     Put(Vec<Item>),
-    Patch { items: Vec<Item>, mask: bool },
+    Patch {
+        items: Vec<Item>,
+        mask: bool,
+    },
     BadPatch(Vec<Item>),
-    Options { record_type: usize, capacity: Option<u64>, ttl: Option<i64>, indexed: bool },
-    Lease { name: u8, holder: u8, seconds: i64 },
-    Report { kind: i32, endpoint: u8 },
+    Options {
+        record_type: usize,
+        capacity: Option<u64>,
+        ttl: Option<i64>,
+        indexed: bool,
+    },
+    Lease {
+        name: u8,
+        holder: u8,
+        seconds: i64,
+    },
+    Report {
+        kind: i32,
+        endpoint: u8,
+    },
     Checkpoint(u64),
     Clear(u64),
-    Sweep { age: u64, bytes_max: u64, deletions_max: u32 },
+    Sweep {
+        age: u64,
+        bytes_max: u64,
+        deletions_max: u32,
+    },
     Tick(u64),
     /// The last command once more, under the same identity.
     Again,
@@ -281,7 +300,9 @@ fn kind_of(op: &Op, now: u64) -> Option<Kind> {
             // A mask needs data on both sides: records without data are given some, so that every patch succeeds.
             Kind::Patch(Patch { records: encoded(items), paths: strings(&["string_field", "proto_field"]) })
         }
-        Op::BadPatch(items) => Kind::Patch(Patch { records: encoded(items), paths: strings(&["string_field", "none"]) }),
+        Op::BadPatch(items) => {
+            Kind::Patch(Patch { records: encoded(items), paths: strings(&["string_field", "none"]) })
+        }
         Op::Options { record_type, capacity, ttl, indexed } => Kind::SetOptions(SetOptions {
             r#type: TYPES[*record_type].into(),
             options: options_of(*capacity, *ttl, *indexed).encode_to_vec().into(),
@@ -382,7 +403,12 @@ fn check_contents(store: &Store, model: &Model) {
         let count = snapshot.type_counts().unwrap().iter().find(|(t, _)| t == record_type).map_or(0, |(_, n)| *n);
         assert_eq!(count, of_type.len() as u64);
         assert_eq!(snapshot.options(record_type), model.options.get(record_type).cloned());
-        check_index(store, record_type, &of_type, model.options.get(record_type).is_some_and(|o| !o.indexable_fields.is_empty()));
+        check_index(
+            store,
+            record_type,
+            &of_type,
+            model.options.get(record_type).is_some_and(|o| !o.indexable_fields.is_empty()),
+        );
         check_changes(store, record_type, model);
     }
     check_changes(store, "", model);

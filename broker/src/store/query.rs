@@ -182,9 +182,7 @@ pub(super) fn answer(snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Res
     };
     let mut page = Page::of(query);
     for key in candidates {
-        let stored = snapshot
-            .view()
-            .get(Keyspace::Records.space(), &keys::record(snapshot.epoch(), &key.0, &key.1))?;
+        let stored = snapshot.view().get(Keyspace::Records.space(), &keys::record(snapshot.epoch(), &key.0, &key.1))?;
         if let Some(stored) = stored
             && matches(snapshot, query, Some(&plan), &key, &stored)?
         {

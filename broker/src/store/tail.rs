@@ -121,7 +121,11 @@ mod tests {
     use super::*;
 
     fn change(version: u64, record_type: &'static str) -> Change {
-        Change { version, record_type: record_type.into(), record: EncodedRecord::from_bytes(Bytes::from(vec![0; 100])) }
+        Change {
+            version,
+            record_type: record_type.into(),
+            record: EncodedRecord::from_bytes(Bytes::from(vec![0; 100])),
+        }
     }
 
     fn filled(bytes_max: usize, count: u64) -> Tail {

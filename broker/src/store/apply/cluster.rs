@@ -18,11 +18,17 @@ impl Batch<'_> {
             return Ok(if self.cluster.id == init.cluster_id {
                 done
             } else {
-                Answer::rejected(Reason::AlreadyInitialized, format!("the store belongs to cluster {}", self.cluster.id))
+                Answer::rejected(
+                    Reason::AlreadyInitialized,
+                    format!("the store belongs to cluster {}", self.cluster.id),
+                )
             });
         }
         if init.server_version == 0 || init.cluster_id.is_empty() {
-            return Ok(Answer::rejected(Reason::InvalidData, "a cluster id and a server version other than 0 are needed"));
+            return Ok(Answer::rejected(
+                Reason::InvalidData,
+                "a cluster id and a server version other than 0 are needed",
+            ));
         }
         self.state.server_version = init.server_version;
         self.cluster.id = init.cluster_id;

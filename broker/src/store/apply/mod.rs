@@ -170,4 +170,3 @@ impl Batch<'_> {
         self.cidr.truncate(mark.cidr);
     }
 }
-

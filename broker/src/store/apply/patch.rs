@@ -47,7 +47,11 @@ impl Batch<'_> {
         Ok(self.written(versions, records))
     }
 
-    fn patch_one(&mut self, input: &Parts, paths: &[String]) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
+    fn patch_one(
+        &mut self,
+        input: &Parts,
+        paths: &[String],
+    ) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
         if input.deleted {
             return Ok(Ok(self.delete(&input.record_type, &input.id)?));
         }

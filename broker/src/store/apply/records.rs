@@ -190,7 +190,8 @@ impl Batch<'_> {
     }
 
     fn reindex_cidr(&mut self, record_type: &Bytes, id: &Bytes, old: Option<&Parts>, new: Option<&Parts>) {
-        let net = |parts: Option<&Parts>| parts.and_then(|parts| parts.data.as_ref()).and_then(|data| cidr::cidr_of(data));
+        let net =
+            |parts: Option<&Parts>| parts.and_then(|parts| parts.data.as_ref()).and_then(|data| cidr::cidr_of(data));
         let (old, new) = (net(old), net(new));
         if old == new {
             return;

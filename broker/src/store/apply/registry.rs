@@ -16,7 +16,11 @@ impl Batch<'_> {
     pub(super) fn report(&mut self, report: &Report) -> Result<Answer, Error> {
         let expiry = self.state.now_nanos.saturating_add_signed(report.ttl_nanos);
         for service in &report.services {
-            self.txn.put(Keyspace::Services.space(), rows::service(service.kind, &service.endpoint), rows::number(expiry));
+            self.txn.put(
+                Keyspace::Services.space(),
+                rows::service(service.kind, &service.endpoint),
+                rows::number(expiry),
+            );
         }
         if !report.services.is_empty() {
             self.state.services_generation = self.state.services_generation.saturating_add(1);

@@ -39,8 +39,7 @@ impl Batch<'_> {
         if self.state.epochs_swept == self.state.epoch {
             return Ok(false);
         }
-        let below: KeyBounds =
-            (Bound::Unbounded, Bound::Excluded(KeyWriter::new().u32(self.state.epoch).finish()));
+        let below: KeyBounds = (Bound::Unbounded, Bound::Excluded(KeyWriter::new().u32(self.state.epoch).finish()));
         for keyspace in Keyspace::OF_AN_EPOCH {
             let found = self.txn.range(keyspace.space(), below.clone()).take(*budget);
             let found: Result<Vec<Bytes>, _> = found.map(|item| item.map(|(key, _)| key)).collect();
