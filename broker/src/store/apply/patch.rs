@@ -55,10 +55,9 @@ impl Batch<'_> {
         if input.deleted {
             return Ok(Ok(self.delete(&input.record_type, &input.id)?));
         }
-        let Some(live) = self.live(&input.record_type, &input.id)? else {
+        let Some(mut parts) = self.live(&input.record_type, &input.id)? else {
             return Ok(Ok(None));
         };
-        let mut parts = live.parts;
         // Without a mask nothing is decoded: a record of any type can be touched.
         if !paths.is_empty() {
             let empty = Bytes::new();

@@ -18,12 +18,6 @@ use super::{
     Batch, Change, CidrChange,
 };
 
-/// A live record as it is stored.
-pub(super) struct Live {
-    pub(super) bytes: Bytes,
-    pub(super) parts: Parts,
-}
-
 /// Versions given out by one command, as runs.
 #[derive(Default)]
 pub(super) struct Versions(Vec<VersionRun>);
@@ -75,14 +69,14 @@ impl Batch<'_> {
     }
 
     /// The live record under a type and id.
-    pub(super) fn live(&self, record_type: &[u8], id: &[u8]) -> Result<Option<Live>, Error> {
+    pub(super) fn live(&self, record_type: &[u8], id: &[u8]) -> Result<Option<Parts>, Error> {
         let key = keys::record(self.state.epoch, record_type, id);
         let Some(bytes) = self.txn.get(Keyspace::Records.space(), &key)? else {
             return Ok(None);
         };
         let parts = wire::parse(&bytes)
             .map_err(|error| Error::Damaged { what: format!("a record in the records keyspace: {error}") })?;
-        Ok(Some(Live { bytes, parts }))
+        Ok(Some(parts))
     }
 
     /// Writes a record with the next version.
@@ -95,17 +89,15 @@ impl Batch<'_> {
         if old.is_none() {
             self.count(&parts.record_type, 1)?;
         }
-        let old = old.as_ref().map(|live| &live.parts);
-        self.reindex(&parts.record_type, &parts.id, old, Some((parts, version)));
+        self.reindex(&parts.record_type, &parts.id, old.as_ref(), Some((parts, version)));
         Ok(record)
     }
 
     /// Removes a record, if it exists, leaving a tombstone with the stored data.
     pub(super) fn delete(&mut self, record_type: &[u8], id: &[u8]) -> Result<Option<EncodedRecord>, Error> {
-        let Some(live) = self.live(record_type, id)? else {
+        let Some(parts) = self.live(record_type, id)? else {
             return Ok(None);
         };
-        let Live { bytes: _, parts } = live;
         let tombstone = self.append(&parts, true);
         self.txn.remove(Keyspace::Records.space(), keys::record(self.state.epoch, record_type, id));
         self.count(&parts.record_type, -1)?;

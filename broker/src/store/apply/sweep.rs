@@ -108,7 +108,7 @@ impl Batch<'_> {
         for item in self.txn.range(Keyspace::AgeIndex.space(), bounds).take(at_most) {
             let (_, id) = item?;
             match self.live(record_type, &id)? {
-                Some(live) if live.parts.modified_at_nanos < cutoff_nanos => found.push(id),
+                Some(parts) if parts.modified_at_nanos < cutoff_nanos => found.push(id),
                 _ => break,
             }
         }
