@@ -14,6 +14,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod jwt;
 pub mod node;
 pub mod raft;
 pub mod run;
@@ -21,4 +22,3 @@ pub mod server;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
-pub mod token;

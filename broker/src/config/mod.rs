@@ -16,7 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
-use crate::token;
+use crate::jwt::SharedKey;
 use keys::Key;
 use values::Parsed;
 
@@ -141,7 +141,7 @@ pub struct Secrets {
 #[derive(Clone, Debug)]
 pub enum Secret {
     /// The configuration itself.
-    Given(token::Key),
+    Given(SharedKey),
     /// A file, which may change.
     File(PathBuf),
 }
@@ -332,7 +332,7 @@ fn check_transport(address: SocketAddr, insecure: bool, tls: bool) -> Result<(),
 }
 
 fn secret(settings: &Settings, given: &'static Key, file: &'static Key) -> Result<Option<Secret>, Error> {
-    let key = optional(settings, given, |text| token::Key::from_base64(text).map_err(|error| error.to_string()))?;
+    let key = optional(settings, given, |text| SharedKey::parse(text.as_bytes()).map_err(|error| error.to_string()))?;
     let path = optional(settings, file, values::path)?;
     match (key, path) {
         (Some(_), Some(_)) => {
