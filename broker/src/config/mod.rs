@@ -146,6 +146,16 @@ pub enum Secret {
     File(PathBuf),
 }
 
+impl Secret {
+    /// The file, if it comes from one.
+    pub fn file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Given(_) => None,
+            Self::File(path) => Some(path.clone()),
+        }
+    }
+}
+
 /// The HTTP side.
 #[derive(Clone, Debug)]
 pub struct Http {
