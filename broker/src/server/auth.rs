@@ -101,7 +101,7 @@ impl Keys {
         let files: Vec<_> = configured.filter_map(Secret::file).collect();
         let (weak, secrets) = (Arc::downgrade(&keys.0), secrets.clone());
         watch_files(files, move || {
-            let Some(keys) = weak.upgrade() else { return Ok(()) };
+            let Some(keys) = weak.upgrade() else { return Ok::<_, KeyError>(()) };
             keys.store(Arc::new(Accepted::read(&secrets)?));
             Ok(())
         });

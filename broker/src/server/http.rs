@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use crate::node::Node;
+use crate::node::{self, Node};
 
 /// How long a check waits for the node before it says no. Probes give up after a second by default.
 const PROBE_MAX: Duration = Duration::from_millis(800);
@@ -47,9 +47,11 @@ pub(super) fn metrics(pages: Pages) -> Router {
 }
 
 async fn alive(State(pages): State<Pages>) -> Response {
-    match pages.node.alive(PROBE_MAX).await {
-        Ok(()) => "alive\n".into_response(),
-        Err(reason) => no(reason),
+    // A node without a leader is alive; one whose disk has failed, or whose threads no longer move, is not.
+    match timeout(PROBE_MAX, pages.node.fence()).await {
+        Ok(Err(error @ node::Error::Failed { .. })) => no(error),
+        Ok(_) => "alive\n".into_response(),
+        Err(_) => no("the node's threads do not move"),
     }
 }
 

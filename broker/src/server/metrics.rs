@@ -193,7 +193,7 @@ impl CallCollector {
         let histogram = Histogram::new(SECONDS).metric_type();
         let help = "How long calls took, streams left out, in seconds";
         let mut seconds = encoder.encode_descriptor("grpc_call_duration_seconds", help, None, histogram)?;
-        for (method, calls) in self.0.each().filter(|(_, calls)| calls.seconds.count() > 0) {
+        for (method, calls) in self.0.each().filter(|(_, calls)| calls.ended.iter().any(|count| count.load(Relaxed) > 0)) {
             calls.seconds.encode(seconds.encode_family(&[("method", method)])?)?;
         }
         Ok(())

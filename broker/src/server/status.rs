@@ -76,7 +76,7 @@ impl From<store::Error> for Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let plain = Self::new;
+        let plain = |code, text: &str| Self::new(code, text);
         match error {
             Error::NoToken => plain(Code::Unauthenticated, "unauthenticated"),
             Error::BadToken => plain(Code::Unauthenticated, "invalid JWT"),
@@ -85,9 +85,9 @@ impl From<Error> for Status {
             Error::NoRecord => plain(Code::NotFound, "record not found"),
             Error::NoOptions => plain(Code::NotFound, "no such options for databroker record"),
             Error::NoOptionsType => plain(Code::InvalidArgument, "options req type is empty"),
-            Error::BadFilter(error) => plain(Code::InvalidArgument, format!("invalid query filter: {error}")),
-            Error::Negative(number) => plain(Code::InvalidArgument, format!("{number} must not be negative")),
-            Error::BadRecord(index, error) => plain(Code::InvalidArgument, format!("invalid record {index}: {error}")),
+            Error::BadFilter(error) => plain(Code::InvalidArgument, &format!("invalid query filter: {error}")),
+            Error::Negative(number) => plain(Code::InvalidArgument, &format!("{number} must not be negative")),
+            Error::BadRecord(index, error) => plain(Code::InvalidArgument, &format!("invalid record {index}: {error}")),
             Error::ServerVersion => plain(Code::Aborted, "invalid server version"),
             Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
             // CANCELLED would stop some clients for ever.
@@ -95,7 +95,7 @@ impl From<Error> for Status {
             Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
             Error::Rejected(rejected) => refused(&rejected),
             Error::Node(error) => unplaced(&error),
-            Error::Store(error) => plain(Code::Internal, error.to_string()),
+            Error::Store(error) => plain(Code::Internal, &error.to_string()),
             Error::ReadLost => plain(Code::Internal, "reading the store was interrupted"),
             Error::ForeignAnswer => plain(Code::Internal, "the store's answer does not belong to the request"),
         }
@@ -111,7 +111,8 @@ fn refused(rejected: &Rejected) -> Status {
         | Reason::TypeMismatch
         | Reason::InvalidData => Status::new(Code::InvalidArgument, &rejected.detail),
         Reason::AlreadyInitialized => Status::new(Code::FailedPrecondition, &rejected.detail),
-        Reason::Unspecified => Status::new(Code::Internal, &rejected.detail),
+        // Neither is told to a request that was proposed once, by the node that still waits for it.
+        Reason::Unspecified | Reason::Settled => Status::new(Code::Internal, &rejected.detail),
     }
 }
 

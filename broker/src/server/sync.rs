@@ -82,7 +82,7 @@ fn open(edge: &Edge) -> Result<Guard, Error> {
 
 /// Chunks as single responses.
 fn responses<T: Send + 'static>(chunks: impl Stream<Item = Result<Vec<T>, Error>> + Send + 'static) -> Responses<T> {
-    let each = |chunk: Vec<T>| stream::iter(chunk.into_iter().map(Ok));
+    let each = |chunk: Vec<T>| stream::iter(chunk.into_iter().map(Ok::<_, Error>));
     Box::pin(chunks.map_ok(each).try_flatten().map_err(Status::from))
 }
 
