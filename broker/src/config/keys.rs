@@ -76,7 +76,7 @@ keys! {
     DURABILITY: key("durability", "When a write is acknowledged: `fsync` (on the disk), or `os` (survives the process, not a power loss).")
         .defaults_to("fsync");
     CHANGE_LOG_RETENTION: key("change_log_retention", "How long changes are kept for streams that resume, such as `1h`.").defaults_to("1h");
-    CHANGE_LOG_BYTES_MAX: key("change_log_bytes_max", "Older changes go earlier once the change log holds more than this.").defaults_to("1GiB");
+    CHANGE_LOG_BYTES_MAX: key("change_log_bytes_max", "Older changes go earlier once the change log holds more than this. Default: a quarter of the volume, at most 1GiB.");
     CLUSTER_NODE_ID: key("databroker_cluster_node_id", "This node's name in a cluster.");
     CLUSTER_NODES: key("databroker_cluster_nodes", "The cluster's nodes: a list of `{id, grpc_address, raft_address}`.");
     RAFT_BIND_ADDRESS: key("databroker_raft_bind_address", "Address for the other nodes of the cluster.");

@@ -176,8 +176,8 @@ pub struct Storage {
     pub durability: Durability,
     /// Age at which a change leaves the change log.
     pub change_log_retention: Duration,
-    /// Size above which the oldest changes leave the change log.
-    pub change_log_bytes_max: u64,
+    /// Size above which the oldest changes leave the change log; `None`: what the volume allows.
+    pub change_log_bytes_max: Option<u64>,
 }
 
 /// What records are kept on.
@@ -256,7 +256,7 @@ impl Config {
     /// # Errors
     /// Names the key, who gave it, and what is wrong.
     pub fn load(flags: &Flags) -> Result<Self, Error> {
-        Self::from_settings(&Settings::gather(flags, |variable| std::env::var(variable).ok())?)
+        Self::from_settings(&Settings::gather(flags, environment)?)
     }
 
     /// The typed form of settings.
@@ -361,7 +361,7 @@ fn storage(settings: &Settings) -> Result<Storage, Error> {
             values::choice(text, &[("fsync", Durability::Fsync), ("os", Durability::Os)])
         })?,
         change_log_retention: required(settings, &keys::CHANGE_LOG_RETENTION, values::duration)?,
-        change_log_bytes_max: required(settings, &keys::CHANGE_LOG_BYTES_MAX, values::bytes)?,
+        change_log_bytes_max: optional(settings, &keys::CHANGE_LOG_BYTES_MAX, values::bytes)?,
     })
 }
 
@@ -439,6 +439,11 @@ impl Storage {
     pub fn generated_secret(&self) -> PathBuf {
         self.folder.join("shared_secret")
     }
+}
+
+/// A variable of this process.
+pub fn environment(variable: &str) -> Option<String> {
+    std::env::var(variable).ok()
 }
 
 /// What `databroker config check` and `print` answer.

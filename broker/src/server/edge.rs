@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 
 use super::{status::Error, streams::Streams};
 use crate::{
-    node::Node,
+    node::{Node, route::RequestMode},
     store::{
         self, Progress, Snapshot,
         command::{Answer, Kind, outcome},
@@ -60,10 +60,12 @@ impl Edge {
     }
 }
 
-/// Whether the client wants what this node has, fenced or not. The last value counts, others than `local` mean nothing
-/// to a node without peers.
+/// Whether the client wants what this node has, however old. The last value counts.
 pub(super) fn reads_locally(metadata: &MetadataMap) -> bool {
-    metadata.get_all(REQUEST_MODE).iter().next_back().is_some_and(|mode| mode == "local")
+    let mode = metadata.get_all(REQUEST_MODE).iter().next_back();
+    // What cannot be read is a mode that nobody knows.
+    let mode = RequestMode::parse(mode.map(|mode| mode.to_str().unwrap_or("unreadable")));
+    !mode.is_fenced()
 }
 
 fn pulse(mut progress: watch::Receiver<Progress>, closing: CancellationToken) -> watch::Receiver<Progress> {

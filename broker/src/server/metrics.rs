@@ -26,7 +26,7 @@ use prometheus_client::{
 use tonic::Code;
 
 use super::streams::Streams;
-use crate::node::Node;
+use crate::{node::Node, raft};
 
 /// The methods that are told apart, as paths.
 const METHODS: &[&str] = &[
@@ -55,6 +55,9 @@ const METHODS: &[&str] = &[
 /// Upper bounds of the buckets for durations, in seconds: from a read in memory to a held request.
 const SECONDS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+/// Upper bounds of the buckets for the size of batches.
+const BATCHES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0];
 
 /// One of the known methods, or any other: paths come from clients and must not become labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +133,53 @@ impl Calls {
     }
 }
 
+/// What the threads that write to the disk report.
+#[derive(Debug)]
+pub struct DiskTimes {
+    log_seconds: Histogram,
+    log_entries: Histogram,
+    log_bytes: Counter,
+    apply_seconds: Histogram,
+    apply_entries: Histogram,
+}
+
+impl Default for DiskTimes {
+    fn default() -> Self {
+        Self {
+            log_seconds: Histogram::new(SECONDS),
+            log_entries: Histogram::new(BATCHES),
+            log_bytes: Counter::default(),
+            apply_seconds: Histogram::new(SECONDS),
+            apply_entries: Histogram::new(BATCHES),
+        }
+    }
+}
+
+impl raft::Observer for DiskTimes {
+    fn log_written(&self, write: raft::LogWrite) {
+        self.log_seconds.observe(write.took.as_secs_f64());
+        self.log_entries.observe(write.entries as f64);
+        self.log_bytes.inc_by(write.bytes as u64);
+    }
+
+    fn applied(&self, entries: usize, took: Duration) {
+        self.apply_seconds.observe(took.as_secs_f64());
+        self.apply_entries.observe(entries as f64);
+    }
+}
+
+impl DiskTimes {
+    fn register(&self, registry: &mut Registry) {
+        let Self { log_seconds, log_entries, log_bytes, apply_seconds, apply_entries } = self;
+        let help = "How long a write to the log took, its sync included, in seconds";
+        registry.register("log_write_seconds", help, log_seconds.clone());
+        registry.register("log_write_entries", "Entries that shared a write to the log", log_entries.clone());
+        registry.register("log_written_bytes", "Bytes of entries written to the log", log_bytes.clone());
+        registry.register("apply_seconds", "How long a batch took to apply, in seconds", apply_seconds.clone());
+        registry.register("apply_entries", "Entries that were applied as one batch", apply_entries.clone());
+    }
+}
+
 /// All metrics of the process.
 pub(super) struct Metrics {
     registry: Registry,
@@ -138,10 +188,11 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(calls: Calls, node: Node, streams: Streams) -> Self {
+    pub(super) fn new(calls: Calls, disk: &DiskTimes, node: Node, streams: Streams) -> Self {
         let mut registry = Registry::with_prefix("databroker");
         let tokens_refused = Counter::default();
         registry.register("grpc_tokens_refused", "Requests without a good token", tokens_refused.clone());
+        disk.register(&mut registry);
         let version = Family::<[(&str, &str); 1], Gauge>::default();
         version.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build", "The running release", version);
@@ -193,7 +244,9 @@ impl CallCollector {
         let histogram = Histogram::new(SECONDS).metric_type();
         let help = "How long calls took, streams left out, in seconds";
         let mut seconds = encoder.encode_descriptor("grpc_call_duration_seconds", help, None, histogram)?;
-        for (method, calls) in self.0.each().filter(|(_, calls)| calls.ended.iter().any(|count| count.load(Relaxed) > 0)) {
+        for (method, calls) in
+            self.0.each().filter(|(_, calls)| calls.ended.iter().any(|count| count.load(Relaxed) > 0))
+        {
             calls.seconds.encode(seconds.encode_family(&[("method", method)])?)?;
         }
         Ok(())

@@ -49,6 +49,7 @@ pub use auth::{KeyError, read_key};
 use edge::Edge;
 use http::Pages;
 use listener::Listener;
+pub use metrics::DiskTimes;
 use metrics::{Calls, Metrics};
 
 /// Why the server cannot start.
@@ -107,6 +108,7 @@ impl Server {
         grpc: &Grpc,
         http: &Http,
         secrets: &Secrets,
+        disk: &DiskTimes,
         closing: CancellationToken,
     ) -> Result<Self, Error> {
         let keys = auth::Keys::load(secrets)?;
@@ -117,7 +119,7 @@ impl Server {
 
         let streams = streams::Streams::new(grpc.limits.streams_max);
         let calls = Calls::default();
-        let metrics = Arc::new(Metrics::new(calls.clone(), node.clone(), streams.clone()));
+        let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
         let pages = Pages { node: node.clone(), closing: closing.clone(), metrics };
         let edge = Edge::new(node.clone(), streams, closing.clone());
