@@ -143,16 +143,27 @@ impl Connection {
         }
         match self.tls.clone() {
             // Whoever connects has to say something; a silent connection would hold its place for nothing.
-            None => match timeout(HANDSHAKE_MAX, socket.readable()).await {
-                Ok(Ok(())) => self.speak(socket, service).await,
-                _ => tracing::debug!("a client connected and said nothing"),
-            },
-            Some(tls) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(tls).accept(socket)).await {
-                Ok(Ok(stream)) => self.speak(stream, service).await,
-                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                Err(_) => tracing::debug!("a TLS handshake took too long"),
-            },
+            None => {
+                if self.in_time(socket.readable()).await.is_some() {
+                    self.speak(socket, service).await;
+                }
+            }
+            Some(tls) => {
+                if let Some(stream) = self.in_time(TlsAcceptor::from(tls).accept(socket)).await {
+                    self.speak(stream, service).await;
+                }
+            }
         }
+    }
+
+    /// What a client does first, unless it takes too long over it, or gets it wrong, or the server is stopping.
+    async fn in_time<T>(&self, first: impl Future<Output = io::Result<T>>) -> Option<T> {
+        match self.closing.run_until_cancelled(timeout(HANDSHAKE_MAX, first)).await? {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+            Err(_) => tracing::debug!("a handshake took too long"),
+        }
+        None
     }
 
     async fn speak<S>(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: S)

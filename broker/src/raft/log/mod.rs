@@ -348,10 +348,8 @@ impl Found {
         if start > next_purged {
             return Err(Error::Damaged { what: format!("the entries from {next_purged} to {start} are missing") });
         }
-        let position = mark::Position {
-            sequence: counter("sequence")?.unwrap_or(0),
-            last_index: last.map_or(0, |id| id.index),
-        };
+        let position =
+            mark::Position { sequence: counter("sequence")?.unwrap_or(0), last_index: last.map_or(0, |id| id.index) };
         let node_id = counter("node_id")?;
         // Saved too early by half: see `Tail::committed_below`.
         let tail = Tail::new(last, purged, vote, committed.min(last));
