@@ -18,13 +18,16 @@ pub mod codec;
 pub mod command;
 pub mod dump;
 pub mod engine;
+mod fields;
 pub mod filter;
 pub mod inspect;
 
 pub mod keyspace;
+mod leaf;
 pub mod mask;
 pub mod migrate;
 
+mod path;
 pub mod query;
 pub mod snapshot;
 pub mod tail;
