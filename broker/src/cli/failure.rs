@@ -95,6 +95,15 @@ pub enum Failure {
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+    /// Who read the output has gone, as `head` does: not an error.
+    #[error("nobody reads the output")]
+    OutputClosed,
+    /// The output cannot be written.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+    /// A command run under a lease ended with this code.
+    #[error("the command ended with exit code {0}")]
+    Command(u8),
 }
 
 impl Failure {
@@ -121,12 +130,25 @@ impl Failure {
         Self::Refused { hint, status: Box::new(status) }
     }
 
+    /// What an error of the output means.
+    pub fn output(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::Output(source),
+        }
+    }
+
     /// The status behind it, if a server answered.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Refused { status, .. } => Some(status.code()),
             _ => None,
         }
+    }
+
+    /// Whether the connection broke rather than a server answered.
+    pub fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.source().is_some())
     }
 
     /// What the process exits with; see [`EXIT_CODES`].
@@ -142,7 +164,9 @@ impl Failure {
                 _ if status.source().is_some() => 5,
                 _ => 1,
             },
-            Self::Read { .. } | Self::Write { .. } | Self::Tls { .. } | Self::Failed(_) => 1,
+            Self::Read { .. } | Self::Write { .. } | Self::Tls { .. } | Self::Failed(_) | Self::Output(_) => 1,
+            Self::OutputClosed => 0,
+            Self::Command(code) => *code,
             // What shells report for a process ended by SIGINT.
             Self::Interrupted => 130,
         }
@@ -150,7 +174,9 @@ impl Failure {
 
     /// Tells a person on standard error, and ends the tool.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {self}");
+        if !matches!(self, Self::OutputClosed) {
+            eprintln!("error: {self}");
+        }
         ExitCode::from(self.exit_code())
     }
 }
