@@ -16,11 +16,15 @@ pub mod apply;
 pub mod cidr;
 pub mod codec;
 pub mod command;
+pub mod dump;
 pub mod engine;
 pub mod filter;
 pub mod inspect;
+
 pub mod keyspace;
 pub mod mask;
+pub mod migrate;
+
 pub mod query;
 pub mod snapshot;
 pub mod tail;
@@ -29,6 +33,8 @@ pub mod txn;
 pub mod wire;
 
 mod machine;
+#[cfg(test)]
+mod model_tests;
 
 pub use machine::{Error, Options, Position, Step, Store};
 pub use snapshot::{Progress, Reader, Snapshot};
