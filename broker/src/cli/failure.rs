@@ -200,6 +200,7 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 /// The usual troubles, told apart by the transport's words: their types are not public.
 fn transport_hint(address: &Uri, causes: &str) -> String {
     let host = address.authority().map_or("", |authority| authority.as_str());
+    let plain = address.scheme_str() != Some("https");
     let has = |words: &str| causes.contains(words);
     if has("Connection refused") {
         format!("no server at {address} (connection refused): is `databroker serve` running?")
@@ -207,6 +208,10 @@ fn transport_hint(address: &Uri, causes: &str) -> String {
         format!("the server at {host} does not speak TLS: use http://{host}")
     } else if has("invalid size") || has("FRAME_SIZE_ERROR") {
         format!("the server at {host} does not speak plaintext HTTP/2, most likely TLS: use https://{host}")
+    } else if plain && ["broken pipe", "Connection reset", "connection closed"].iter().any(|words| has(words)) {
+        format!(
+            "the connection to {host} broke off ({causes}): is the server going down, or does it speak TLS (https://{host})?"
+        )
     } else if has("UnknownIssuer") || has("BadSignature") || has("native certs") {
         format!(
             "the certificate of {host} is from an authority that is not trusted here: give it with --ca-file ({causes})"

@@ -64,11 +64,8 @@ pub struct Import {
 }
 
 impl Import {
-    pub(super) async fn run(&self) -> Result<(), Failure> {
-        self.run_to(&mut Output::stdout(self.output)).await
-    }
-
-    pub(super) async fn run_to(&self, output: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(&self, open: impl FnOnce(OutputArgs) -> Output) -> Result<(), Failure> {
+        let output = &mut open(self.output);
         let inventory = Inventory::of(&self.file)?;
         if self.dry_run {
             return inventory.print(output);

@@ -17,6 +17,10 @@ mod progress;
 pub mod record;
 mod records;
 mod sessions;
+#[cfg(test)]
+mod standin;
+#[cfg(test)]
+mod tests;
 mod types;
 mod watch;
 
@@ -91,15 +95,15 @@ pub struct Tool<T: Args> {
 }
 
 /// What a tool asks of a server, and prints.
-pub trait Ask {
+pub trait Ask: Send {
     /// Asks, and prints the answer.
     fn run(self, connection: &Connection, output: &mut Output) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 impl<T: Args + Ask> Tool<T> {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(self, open: impl FnOnce(OutputArgs) -> Output) -> Result<(), Failure> {
         let connection = self.connect.connect().await?;
-        self.tool.run(&connection, &mut Output::stdout(self.output)).await
+        self.tool.run(&connection, &mut open(self.output)).await
     }
 }
 
@@ -120,13 +124,17 @@ impl<T: Subcommand + Ask> Ask for Group<T> {
 pub async fn run(command: Command, root: clap::Command) -> ExitCode {
     let outcome = match &command {
         // It must give the lease back, and so waits for the signal by itself.
-        Command::Lease(Tool { tool: Group { command: LeaseCommand::Run(_) }, .. }) => execute(command, root).await,
+        Command::Lease(Tool { tool: Group { command: LeaseCommand::Run(_) }, .. }) => {
+            execute(command, root, Output::stdout).await
+        }
         // There is no other way to end it.
-        Command::Watch(_) => interruptible(execute(command, root)).await.or_else(|failure| match failure {
-            Failure::Interrupted => Ok(()),
-            failure => Err(failure),
-        }),
-        _ => interruptible(execute(command, root)).await,
+        Command::Watch(_) => {
+            interruptible(execute(command, root, Output::stdout)).await.or_else(|failure| match failure {
+                Failure::Interrupted => Ok(()),
+                failure => Err(failure),
+            })
+        }
+        _ => interruptible(execute(command, root, Output::stdout)).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -144,20 +152,25 @@ async fn interruptible(tool: impl Future<Output = Result<(), Failure>>) -> Resul
     }
 }
 
-async fn execute(command: Command, mut root: clap::Command) -> Result<(), Failure> {
+/// `open` says where the results go.
+async fn execute(
+    command: Command,
+    mut root: clap::Command,
+    open: impl FnOnce(OutputArgs) -> Output,
+) -> Result<(), Failure> {
     match command {
-        Command::Get(tool) => tool.run().await,
-        Command::Put(tool) => tool.run().await,
-        Command::Delete(tool) => tool.run().await,
-        Command::Query(tool) => tool.run().await,
-        Command::Types(tool) => tool.run().await,
-        Command::Watch(tool) => tool.run().await,
-        Command::Info(tool) => tool.run().await,
-        Command::Options(tool) => tool.run().await,
-        Command::Lease(tool) => tool.run().await,
-        Command::Sessions(tool) => tool.run().await,
+        Command::Get(tool) => tool.run(open).await,
+        Command::Put(tool) => tool.run(open).await,
+        Command::Delete(tool) => tool.run(open).await,
+        Command::Query(tool) => tool.run(open).await,
+        Command::Types(tool) => tool.run(open).await,
+        Command::Watch(tool) => tool.run(open).await,
+        Command::Info(tool) => tool.run(open).await,
+        Command::Options(tool) => tool.run(open).await,
+        Command::Lease(tool) => tool.run(open).await,
+        Command::Sessions(tool) => tool.run(open).await,
         Command::Export(export) => export.run().await,
-        Command::Import(import) => import.run().await,
+        Command::Import(import) => import.run(open).await,
         Command::Completions { shell } => {
             let name = root.get_name().to_owned();
             clap_complete::generate(shell, &mut root, name, &mut io::stdout());
