@@ -134,14 +134,21 @@ impl ConnectArgs {
     }
 
     fn resolve_key(&self) -> Result<SharedKey, Failure> {
-        let default_file = self.data_dir.join(SECRET_FILE);
         let (from, text) = match (&self.shared_secret, &self.shared_secret_file) {
             (Some(secret), _) => ("--shared-secret or SHARED_SECRET".to_owned(), secret.0.clone().into_bytes()),
             (None, Some(file)) => (file.display().to_string(), read(file)?),
-            (None, None) if default_file.exists() => (default_file.display().to_string(), read(&default_file)?),
-            (None, None) => return Err(Failure::NoSecret { file: default_file }),
+            (None, None) => self.secret_in_data_dir()?,
         };
         SharedKey::parse(&text).map_err(|source| Failure::MalformedSecret { from, source })
+    }
+
+    fn secret_in_data_dir(&self) -> Result<(String, Vec<u8>), Failure> {
+        let file = self.data_dir.join(SECRET_FILE);
+        match fs::read(&file) {
+            Ok(text) => Ok((file.display().to_string(), text)),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Err(Failure::NoSecret { file }),
+            Err(source) => Err(Failure::Read { file, source }),
+        }
     }
 
     fn endpoint(&self, address: &Uri) -> Result<Endpoint, Failure> {

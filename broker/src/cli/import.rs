@@ -105,7 +105,7 @@ impl Import {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
                 Err(failure) => {
-                    place.save(&self.file)?;
+                    place.save(&self.file);
                     return Err(failure);
                 }
             };
@@ -113,7 +113,7 @@ impl Import {
             place.records += batch.records;
             place.offset = batch.end;
             if saved.elapsed() >= SAVE_INTERVAL {
-                place.save(&self.file)?;
+                place.save(&self.file);
                 saved = Instant::now();
             }
         }
@@ -338,15 +338,18 @@ impl Place {
         }
     }
 
-    /// Under another name first: half a place would be worse than an old one.
-    fn save(&self, file: &Path) -> Result<(), Failure> {
+    /// Under another name first: half a place would be worse than an old one. Without a place to write, an import can
+    /// only begin anew, which is no reason to end it.
+    fn save(&self, file: &Path) {
         let path = Self::path(file);
         let unfinished = path.with_extension("progress.new");
         let write = || {
             fs::write(&unfinished, serde_json::to_vec(self)?)?;
             fs::rename(&unfinished, &path)
         };
-        write().map_err(|source| Failure::Write { file: path.clone(), source })
+        if let Err(error) = write() {
+            notice(&format!("cannot write {}: {error}; the import goes on", path.display()));
+        }
     }
 
     fn forget(file: &Path) {

@@ -9,6 +9,7 @@ use databroker_proto::databroker::{AcquireLeaseRequest, ReleaseLeaseRequest, Ren
 use serde::Serialize;
 use tokio::{
     process::{Child, Command},
+    signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 use tonic::Code;
@@ -164,6 +165,11 @@ impl Run {
                 end(&mut child).await;
                 Err(lost)
             }
+            // The command did not get this one, and cannot be asked to end in its own way without unsafe code.
+            () = terminated() => {
+                end(&mut child).await;
+                Err(Failure::Interrupted)
+            }
             // The command got the same signal from the terminal; it has the time of the lease to end.
             _ = tokio::signal::ctrl_c() => {
                 if tokio::time::timeout(self.duration / RENEWALS_PER_DURATION, child.wait()).await.is_err() {
@@ -205,6 +211,14 @@ impl Run {
                 Err(_) => return Failure::Failed(format!("lease {:?} ran out: no answer to its renewal", self.name)),
             }
         }
+    }
+}
+
+/// Waits for SIGTERM; for ever if that is not possible.
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
     }
 }
 

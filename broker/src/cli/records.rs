@@ -23,7 +23,7 @@ use super::{
     failure::Failure,
     output::{Output, notice, printable, short_type},
     record::{RecordJson, fields},
-    types::{self, ExactArgs},
+    types::{self, ExactArgs, Names},
 };
 
 /// Input for `put` is read up to this size: servers take no larger request.
@@ -97,10 +97,11 @@ pub struct Put {
 impl Ask for Put {
     async fn run(self, connection: &Connection, output: &mut Output) -> Result<(), Failure> {
         let mut records = Vec::new();
+        let mut names = Names::new(connection, self.exact);
         for text in self.input()? {
             for record in parse_records(&text)? {
                 let mut record = record.into_record()?;
-                record.r#type = types::resolve(connection, &record.r#type, self.exact).await?;
+                record.r#type = names.resolve(&record.r#type).await?;
                 records.push(EncodedRecord::from(record));
             }
         }

@@ -126,6 +126,11 @@ impl Store {
         self.changed.send_replace(0);
     }
 
+    /// Open Sync streams.
+    pub(super) fn watchers(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
     pub(super) fn ids(&self, r#type: &str) -> Vec<String> {
         self.records.keys().filter(|(t, _)| t == r#type).map(|(_, id)| id.clone()).collect()
     }

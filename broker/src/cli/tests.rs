@@ -332,6 +332,21 @@ async fn watch_shows_each_change_once_across_a_restart() {
 }
 
 #[tokio::test]
+async fn a_watch_that_has_seen_nothing_yet_outlives_a_restart() {
+    let server = Standin::start().await;
+    let watching = watch(&server, &[]);
+    // The server sends nothing before the first change, not even headers.
+    let store = Arc::clone(&server.store);
+    wait_until("the watch is there", || store.lock().watchers() == 1).await;
+    let address = server.address;
+    server.stop().await;
+    store.lock().put(&record(TEST, "meanwhile", b""));
+    let _server = Standin::start_at(address, store, None).await;
+    watching.printed.wait_for("meanwhile").await;
+    watching.task.abort();
+}
+
+#[tokio::test]
 async fn watch_starts_over_when_the_server_was_cleared() {
     let server = Standin::start().await;
     server.store.lock().put(&record(TEST, "old", b""));

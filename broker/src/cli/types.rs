@@ -20,15 +20,40 @@ pub(super) async fn list(connection: &Connection) -> Result<Vec<String>, Failure
     Ok(connection.call(connection.records().list_types(())).await?.types)
 }
 
-/// The type that is meant by `given`.
+/// The types that are meant by short names; the server is asked once, and only if there is a short name.
+pub(super) struct Names<'a> {
+    connection: &'a Connection,
+    exact: ExactArgs,
+    listed: Option<Vec<String>>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(connection: &'a Connection, exact: ExactArgs) -> Self {
+        Self { connection, exact, listed: None }
+    }
+
+    /// The type that is meant by `given`.
+    ///
+    /// # Errors
+    /// Those of the call that lists the types, and when several types have this name.
+    pub(super) async fn resolve(&mut self, given: &str) -> Result<String, Failure> {
+        if self.exact.exact_type || given.is_empty() || given.contains('/') {
+            return Ok(given.to_owned());
+        }
+        let listed = match self.listed.take() {
+            Some(listed) => listed,
+            None => list(self.connection).await?,
+        };
+        resolve_among(given, self.listed.insert(listed), decode::knows)
+    }
+}
+
+/// The type that is meant by `given`, if it is the only one asked for.
 ///
 /// # Errors
-/// Those of the call that lists the types, and when several types have this name.
+/// As [`Names::resolve`].
 pub(super) async fn resolve(connection: &Connection, given: &str, exact: ExactArgs) -> Result<String, Failure> {
-    if exact.exact_type || given.is_empty() || given.contains('/') {
-        return Ok(given.to_owned());
-    }
-    resolve_among(given, &list(connection).await?, decode::knows)
+    Names::new(connection, exact).resolve(given).await
 }
 
 fn resolve_among(given: &str, listed: &[String], knows: impl Fn(&str) -> bool) -> Result<String, Failure> {

@@ -117,9 +117,9 @@ impl Watcher<'_> {
             wait: Some(self.wait),
         };
         // Not bounded in time: some servers send the headers with the first change. Keepalive finds a dead connection.
+        self.position = Some(position);
         let refused = |status| self.connection.refused(status);
         let mut stream = self.connection.records().sync(request).await.map_err(refused)?.into_inner();
-        self.position = Some(position);
         while let Some(frame) = stream.message().await.map_err(|status| self.connection.refused(status))? {
             self.moved = true;
             let Some(Response::Record(encoded)) = frame.response else { continue };
