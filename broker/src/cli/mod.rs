@@ -2,6 +2,7 @@
 //!
 //! Not here: serving, and the server's configuration.
 
+pub mod bench;
 pub mod connect;
 pub mod decode;
 mod dump;
