@@ -179,7 +179,7 @@ impl<R: Runtime> Coalescer<R> {
             let mut flight = Flight { batch, ground: self.ground.clone(), _slot: slot };
             // Here and not in the task, so that entries keep the order of their requests.
             let submitted = flight.submit().await;
-            R::spawn(flight.land(submitted));
+            R::spawn("flight", &self.ground.failure, flight.land(submitted));
         }
     }
 

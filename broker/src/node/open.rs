@@ -211,15 +211,15 @@ impl<R: Runtime> Node<R> {
             thread: Mutex::new(None),
         };
         let node = Self { shared: Arc::new(shared) };
-        let ground = Arc::new(Ground { replica: replica.clone(), requests, clock, failure });
+        let ground = Arc::new(Ground { replica: replica.clone(), requests, clock, failure: failure.clone() });
         let slots = |entries| Arc::new(Semaphore::new(entries));
         let (shared, single) = (slots(SHARED_ENTRIES_MAX), slots(SINGLE_ENTRIES_MAX));
-        R::spawn(Coalescer { ground, incoming, carried: None, shared, single }.run());
-        R::spawn(fence::run(replica, waiting));
+        R::spawn("coalesce", &failure, Coalescer { ground, incoming, carried: None, shared, single }.run());
+        R::spawn("fence", &failure, fence::run(replica, waiting));
         if let Some(founding) = founding {
             node.found(member, founding).await?;
         }
-        R::spawn(sweep::run(Arc::downgrade(&node.shared), change_log));
+        R::spawn("sweep", &failure, sweep::run(Arc::downgrade(&node.shared), change_log));
         Ok(node)
     }
 
@@ -256,8 +256,14 @@ impl Node {
     /// See [`OpenError`].
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         let (opened, opening) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("raft".into()).spawn(move || host(options, opened));
-        let thread = thread.map_err(OpenError::Thread)?;
+        let failure = Failure::default();
+        let hosting = move || {
+            let host = AssertUnwindSafe(|| host(options, opened, failure.clone()));
+            if catch_unwind(host).is_err() {
+                failure.report("the thread \"raft\" panicked");
+            }
+        };
+        let thread = std::thread::Builder::new().name("raft".into()).spawn(hosting).map_err(OpenError::Thread)?;
         let node = opening.await.map_err(|_| OpenError::Ended)??;
         *node.shared.thread.lock() = Some(thread);
         Ok(node)
@@ -265,8 +271,8 @@ impl Node {
 }
 
 /// Runs a node from open to shutdown.
-fn host(options: Options, opened: oneshot::Sender<Result<Node, OpenError>>) {
-    let (executor, failure) = (Arc::new(Threads::default()), Failure::default());
+fn host(options: Options, opened: oneshot::Sender<Result<Node, OpenError>>, failure: Failure) {
+    let executor = Arc::new(Threads::default());
     // Held until all threads have ended.
     let mut folder = None;
     let hosted = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::Thread);

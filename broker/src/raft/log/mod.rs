@@ -100,7 +100,7 @@ pub struct Options {
 
 /// A handle on the log. Cloning is cheap.
 #[derive(Clone)]
-pub struct Log {
+pub(super) struct Log {
     shared: Arc<Shared>,
 }
 
@@ -133,7 +133,7 @@ impl Log {
     ///
     /// # Errors
     /// The log is damaged, or cannot be read.
-    pub fn open(
+    pub(super) fn open(
         engine: Arc<dyn Engine>,
         options: Options,
         executor: &dyn Executor,
@@ -164,12 +164,12 @@ impl Log {
     }
 
     /// This disk's node id.
-    pub fn node_id(&self) -> NodeId {
+    pub(super) fn node_id(&self) -> NodeId {
         self.shared.node_id
     }
 
     /// How often this disk was opened, this time included. Never the same twice.
-    pub fn starts(&self) -> u64 {
+    pub(super) fn starts(&self) -> u64 {
         self.shared.starts
     }
 
