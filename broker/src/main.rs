@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use databroker::{
+    cli,
     config::{self, Config},
     run, telemetry,
 };
@@ -27,6 +28,8 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    #[command(flatten)]
+    Tool(cli::Command),
 }
 
 #[derive(Subcommand)]
@@ -39,7 +42,7 @@ enum ConfigCommand {
 
 fn main() -> ExitCode {
     match run_command(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("databroker: {error:#}");
             ExitCode::FAILURE
@@ -47,24 +50,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> anyhow::Result<()> {
+fn run_command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(flags) => serve(&flags),
+        Command::Tool(tool) => return Ok(runtime()?.block_on(cli::run(tool, Arguments::command()))),
+        Command::Serve(flags) => serve(&flags)?,
         Command::Config(ConfigCommand::Check(flags)) => {
             config::describe(&flags, config::environment)?;
             println!("the configuration is valid");
-            Ok(())
         }
         Command::Config(ConfigCommand::Print(flags)) => {
             print!("{}", config::describe(&flags, config::environment)?);
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 fn serve(flags: &config::Flags) -> anyhow::Result<()> {
     let config = Config::load(flags)?;
     telemetry::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    Ok(runtime.block_on(run::serve(config))?)
+    Ok(runtime()?.block_on(run::serve(config))?)
 }
