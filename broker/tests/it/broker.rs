@@ -24,6 +24,7 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
+use tracing_subscriber::EnvFilter;
 
 /// How long anything may take before a test calls it stuck.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -80,6 +81,8 @@ impl Broker {
     }
 
     pub async fn start_with(options: Options) -> Self {
+        // Logs of a failing test: RUST_LOG=debug cargo test … -- --nocapture
+        let _ = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_test_writer().try_init();
         let node = Node::open(node::Options::new(node::Storage::Memory)).await.unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let grpc = Grpc { address: anywhere, tls: options.tls, limits: options.limits };
