@@ -26,7 +26,9 @@ pub(super) async fn run<R: Runtime>(replica: Replica<R>, mut incoming: mpsc::Rec
             return;
         }
         // A reader that gave up needs no word.
-        waiting.drain(..).for_each(|waiter| drop(waiter.send(())));
+        for waiter in waiting.drain(..) {
+            waiter.send(()).ok();
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     raft::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
-        runtime::{Executor, Failure, Runtime, SystemClock, Threads, Tokio},
+        runtime::{Executor, Failure, Runtime, SystemClock, Threads},
     },
     store::{
         self, Store,

@@ -79,6 +79,7 @@ fn is_bounded(filter: &Filter, indexed: &[String]) -> bool {
             comparison.operator == Operator::Equals
                 && match &comparison.field {
                     Field::Id | Field::Cidr => true,
+                    Field::Type => false,
                     Field::Path(path) => indexed.contains(&path.join(".")),
                 }
         }

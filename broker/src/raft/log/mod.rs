@@ -218,10 +218,9 @@ impl Log {
         let (wanted, view) = oneshot::channel();
         self.submit(Order::View(wanted))?;
         let view = view.await.map_err(|_| stopped())?;
-        let range = found.in_engine.clone();
-        let mut entries = runtime::call(&*self.shared.side_lane, move || load(&*view, range, bytes_max)).await??;
-        let end = entries.last().map_or(found.in_engine.start, |entry| entry.log_id.index + 1);
-        if end == found.in_engine.end {
+        let old = move || load(&*view, found.in_engine, bytes_max);
+        let (mut entries, complete) = runtime::call(&*self.shared.side_lane, old).await??;
+        if complete {
             entries.extend(found.in_memory);
         }
         Ok(entries)
@@ -377,8 +376,9 @@ fn entry_of((key, value): (Bytes, Bytes)) -> Result<Entry, Error> {
     Ok(entry)
 }
 
-/// Entries of a range, in order and without holes; after `bytes_max` it stops, but not before the first.
-fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+/// Entries of a range, in order and without holes, and whether these are all; after `bytes_max` it stops, but not before
+/// the first.
+fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<(Vec<Entry>, bool)> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut bytes = 0;
     let bounds = (Bound::Included(writer::key(range.start)), Bound::Excluded(writer::key(range.end)));
@@ -390,11 +390,11 @@ fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<
         }
         bytes += tail::size(&entry);
         if bytes > bytes_max && !entries.is_empty() {
-            break;
+            return Ok((entries, false));
         }
         entries.push(entry);
     }
-    Ok(entries)
+    Ok((entries, true))
 }
 
 fn range_of(bounds: &impl RangeBounds<u64>) -> Range<u64> {
