@@ -23,25 +23,25 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the broker.
+    /// Run the broker
     Serve(config::Flags),
-    /// Look at the configuration.
+    /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
     #[command(flatten)]
-    Tool(cli::Command),
+    Tool(Box<cli::Command>),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Say whether the configuration is valid.
+    /// Say whether the configuration is valid
     Check(config::Flags),
-    /// Print the effective configuration as YAML, with who gave each value; secrets are left out.
+    /// Print the effective configuration as YAML, with who gave each value; secrets are left out
     Print(config::Flags),
 }
 
 fn main() -> ExitCode {
-    match run_command(Arguments::parse().command) {
+    match execute(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("databroker: {error:#}");
@@ -50,27 +50,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> anyhow::Result<ExitCode> {
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Tool(tool) => return Ok(runtime()?.block_on(cli::run(tool, Arguments::command()))),
-        Command::Serve(flags) => serve(&flags)?,
+        Command::Serve(flags) => {
+            let config = Config::load(&flags)?;
+            telemetry::start(&config.log)?;
+            runtime()?.block_on(run::serve(config))?;
+        }
         Command::Config(ConfigCommand::Check(flags)) => {
             config::describe(&flags, config::environment)?;
             println!("the configuration is valid");
         }
-        Command::Config(ConfigCommand::Print(flags)) => {
-            print!("{}", config::describe(&flags, config::environment)?);
-        }
+        Command::Config(ConfigCommand::Print(flags)) => print!("{}", config::describe(&flags, config::environment)?),
+        Command::Tool(tool) => return Ok(runtime()?.block_on(cli::run(*tool, Arguments::command()))),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
-}
-
-fn serve(flags: &config::Flags) -> anyhow::Result<()> {
-    let config = Config::load(flags)?;
-    telemetry::start(&config.log)?;
-    Ok(runtime()?.block_on(run::serve(config))?)
 }

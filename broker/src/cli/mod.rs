@@ -76,7 +76,7 @@ pub enum Command {
     /// Put all records and options of an export into a server
     #[command(after_help = EXIT_CODES)]
     Import(import::Import),
-    /// Measure a databroker: throughput, latency, processor time
+    /// Measure a server: throughput, latency, CPU time
     #[command(after_help = EXIT_CODES)]
     Bench(bench::Bench),
     /// Print a script that lets a shell complete the commands
