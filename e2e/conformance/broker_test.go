@@ -3,6 +3,7 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -154,6 +155,9 @@ func (b *broker) connect(addressFile string) error {
 		return err
 	}
 	b.address = strings.TrimPrefix(strings.TrimSpace(string(url)), "http://")
+	if b.address == "" {
+		return errors.New("the file with the address is still empty")
+	}
 	if b.conn == nil {
 		if b.conn, err = b.dial(b.key); err != nil {
 			return err

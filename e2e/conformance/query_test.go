@@ -59,12 +59,12 @@ func TestAuthorizeQuery(t *testing.T) {
 	t.Parallel()
 	c := shared.client()
 	put(t, c,
-		fields(t, t.Name(), "net", object{"$index": object{"cidr": "10.0.0.0/8"}}),
+		fields(t, t.Name(), "net", object{"$index": object{"cidr": "192.168.0.0/16"}}),
 		fields(t, t.Name(), "user-1", object{"email": "x"}),
 		fields(t, t.Name(), "user-2", object{"email": "y"}),
 	)
 	for of, want := range map[string][]string{
-		"user-1": {"user-1"}, "10.1.2.3": {"net"}, "11.1.2.3": {}, "nobody": {}, "": {}, "not an address/8": {},
+		"user-1": {"user-1"}, "192.168.2.3": {"net"}, "11.1.2.3": {}, "nobody": {}, "": {}, "not an address/8": {},
 	} {
 		request := &databrokerpb.QueryRequest{Type: t.Name(), Limit: 1}
 		request.SetFilterByIDOrIndex(of)
