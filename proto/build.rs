@@ -4,8 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const SERVICES: &[&str] =
-    &["databroker/databroker.proto", "registry/registry.proto", "databroker/internal/v1/command.proto"];
+const SERVICES: &[&str] = &[
+    "databroker/databroker.proto",
+    "registry/registry.proto",
+    "databroker/internal/v1/command.proto",
+    "databroker/internal/v1/store.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

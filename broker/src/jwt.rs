@@ -123,11 +123,29 @@ impl Verifier {
     /// # Errors
     /// When it is not.
     pub fn verify(&self, token: &[u8], now: SystemTime) -> Result<(), InvalidToken> {
+        if self.expiry(token)?.passed(now) { Err(InvalidToken) } else { Ok(()) }
+    }
+
+    /// The end of a token that is HS256 with this key and has the one numeric claim `exp`; it may have passed.
+    ///
+    /// # Errors
+    /// When the token is anything else.
+    pub fn expiry(&self, token: &[u8]) -> Result<Expiry, InvalidToken> {
         let claims =
             jsonwebtoken::decode::<Map<String, Value>>(token, &self.key, &self.validation).map_err(|_| InvalidToken)?;
         let expires = claims.claims.get("exp").and_then(Value::as_f64).ok_or(InvalidToken)?;
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        if claims.claims.len() == 1 && now <= expires { Ok(()) } else { Err(InvalidToken) }
+        if claims.claims.len() == 1 { Ok(Expiry(expires)) } else { Err(InvalidToken) }
+    }
+}
+
+/// The moment after which a token is no longer good, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expiry(f64);
+
+impl Expiry {
+    /// Whether `now` is after it. There is no leeway.
+    pub fn passed(self, now: SystemTime) -> bool {
+        now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() > self.0
     }
 }
 

@@ -18,7 +18,7 @@ use databroker_proto::{
 };
 use parking_lot::Mutex;
 use tonic::{
-    Request, Status,
+    Request, Status, Streaming,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
@@ -43,6 +43,9 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// How long a stream that is to end may be silent: long enough for a server that reads its whole store first.
+const STREAM_SILENCE_MAX: Duration = Duration::from_secs(120);
+
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -58,32 +61,32 @@ pub type Transport = InterceptedService<Channel, Token>;
 pub struct ConnectArgs {
     /// Server: host:port, http://host:port (plaintext) or https://host:port (TLS) [default: the file `address` in the
     /// data folder, else http://127.0.0.1:5443]
-    #[arg(long, env = "DATABROKER_ADDRESS", value_name = "ADDRESS")]
+    #[arg(long, global = true, env = "DATABROKER_ADDRESS", value_name = "ADDRESS")]
     pub address: Option<String>,
 
     /// Shared secret: base64 of 32 bytes. Others on this machine may see it in the process list: prefer the variable
     /// or a file [default: the file `shared_secret` in the data folder]
-    #[arg(long, env = "SHARED_SECRET", hide_env_values = true, value_name = "BASE64")]
+    #[arg(long, global = true, env = "SHARED_SECRET", hide_env_values = true, value_name = "BASE64")]
     pub shared_secret: Option<SecretText>,
 
     /// File with the shared secret (base64, or the 32 raw bytes)
-    #[arg(long, env = "SHARED_SECRET_FILE", value_name = "FILE", conflicts_with = "shared_secret")]
+    #[arg(long, global = true, env = "SHARED_SECRET_FILE", value_name = "FILE", conflicts_with = "shared_secret")]
     pub shared_secret_file: Option<PathBuf>,
 
     /// PEM file of the authority that signed the server's certificate [default: those this machine trusts]
-    #[arg(long, env = "DATABROKER_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "DATABROKER_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
     /// Name to expect in the server's certificate, if not the host of the address
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub server_name: Option<String>,
 
     /// Data folder of a server on this machine, from which address and secret are taken
-    #[arg(long, env = "DATABROKER_DATA_DIR", value_name = "DIR", default_value = "./databroker-data")]
+    #[arg(long, global = true, env = "DATABROKER_DATA_DIR", value_name = "DIR", default_value = "./databroker-data")]
     pub data_dir: PathBuf,
 
     /// How long to wait for the connection, and for each answer
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration::parse)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = super::duration::parse)]
     pub timeout: Duration,
 }
 
@@ -131,14 +134,21 @@ impl ConnectArgs {
     }
 
     fn resolve_key(&self) -> Result<SharedKey, Failure> {
-        let default_file = self.data_dir.join(SECRET_FILE);
         let (from, text) = match (&self.shared_secret, &self.shared_secret_file) {
             (Some(secret), _) => ("--shared-secret or SHARED_SECRET".to_owned(), secret.0.clone().into_bytes()),
             (None, Some(file)) => (file.display().to_string(), read(file)?),
-            (None, None) if default_file.exists() => (default_file.display().to_string(), read(&default_file)?),
-            (None, None) => return Err(Failure::NoSecret { file: default_file }),
+            (None, None) => self.secret_in_data_dir()?,
         };
         SharedKey::parse(&text).map_err(|source| Failure::MalformedSecret { from, source })
+    }
+
+    fn secret_in_data_dir(&self) -> Result<(String, Vec<u8>), Failure> {
+        let file = self.data_dir.join(SECRET_FILE);
+        match fs::read(&file) {
+            Ok(text) => Ok((file.display().to_string(), text)),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Err(Failure::NoSecret { file }),
+            Err(source) => Err(Failure::Read { file, source }),
+        }
     }
 
     fn endpoint(&self, address: &Uri) -> Result<Endpoint, Failure> {
@@ -209,8 +219,7 @@ impl Connection {
         RegistryClient::new(self.transport())
     }
 
-    /// Awaits one answer, no longer than the time-out. For a stream this is the time until its headers, which some
-    /// servers send only with the first message.
+    /// Awaits one answer, no longer than the time-out.
     ///
     /// # Errors
     /// What the server answered, or that it did not.
@@ -218,10 +227,36 @@ impl Connection {
         &self,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.refused(status)),
-            Err(_) => Err(Failure::NoAnswer { address: self.address.to_string(), timeout: self.timeout }),
+        Ok(self.within(self.timeout, answer).await?.into_inner())
+    }
+
+    /// Awaits the beginning of a stream that ends: some servers gather all of it before they send the headers.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub async fn open<T>(
+        &self,
+        stream: impl Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
+    ) -> Result<Streaming<T>, Failure> {
+        Ok(self.within(self.timeout.max(STREAM_SILENCE_MAX), stream).await?.into_inner())
+    }
+
+    /// Awaits the next message of a stream that ends; None after the last.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Failure> {
+        self.within(self.timeout.max(STREAM_SILENCE_MAX), stream.message()).await
+    }
+
+    async fn within<T>(
+        &self,
+        timeout: Duration,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(answer) => answer.map_err(|status| self.refused(status)),
+            Err(_) => Err(Failure::NoAnswer { address: self.address.to_string(), timeout }),
         }
     }
 

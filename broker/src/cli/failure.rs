@@ -95,6 +95,15 @@ pub enum Failure {
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+    /// Who read the output has gone, as `head` does: not an error.
+    #[error("nobody reads the output")]
+    OutputClosed,
+    /// The output cannot be written.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+    /// A command run under a lease ended with this code.
+    #[error("the command ended with exit code {0}")]
+    Command(u8),
 }
 
 impl Failure {
@@ -121,12 +130,25 @@ impl Failure {
         Self::Refused { hint, status: Box::new(status) }
     }
 
+    /// What an error of the output means.
+    pub fn output(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::Output(source),
+        }
+    }
+
     /// The status behind it, if a server answered.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Refused { status, .. } => Some(status.code()),
             _ => None,
         }
+    }
+
+    /// Whether the connection broke rather than a server answered.
+    pub fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.source().is_some())
     }
 
     /// What the process exits with; see [`EXIT_CODES`].
@@ -142,7 +164,9 @@ impl Failure {
                 _ if status.source().is_some() => 5,
                 _ => 1,
             },
-            Self::Read { .. } | Self::Write { .. } | Self::Tls { .. } | Self::Failed(_) => 1,
+            Self::Read { .. } | Self::Write { .. } | Self::Tls { .. } | Self::Failed(_) | Self::Output(_) => 1,
+            Self::OutputClosed => 0,
+            Self::Command(code) => *code,
             // What shells report for a process ended by SIGINT.
             Self::Interrupted => 130,
         }
@@ -150,7 +174,9 @@ impl Failure {
 
     /// Tells a person on standard error, and ends the tool.
     pub fn report(&self) -> ExitCode {
-        eprintln!("error: {self}");
+        if !matches!(self, Self::OutputClosed) {
+            eprintln!("error: {self}");
+        }
         ExitCode::from(self.exit_code())
     }
 }
@@ -174,6 +200,7 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 /// The usual troubles, told apart by the transport's words: their types are not public.
 fn transport_hint(address: &Uri, causes: &str) -> String {
     let host = address.authority().map_or("", |authority| authority.as_str());
+    let plain = address.scheme_str() != Some("https");
     let has = |words: &str| causes.contains(words);
     if has("Connection refused") {
         format!("no server at {address} (connection refused): is `databroker serve` running?")
@@ -181,6 +208,10 @@ fn transport_hint(address: &Uri, causes: &str) -> String {
         format!("the server at {host} does not speak TLS: use http://{host}")
     } else if has("invalid size") || has("FRAME_SIZE_ERROR") {
         format!("the server at {host} does not speak plaintext HTTP/2, most likely TLS: use https://{host}")
+    } else if plain && ["broken pipe", "Connection reset", "connection closed"].iter().any(|words| has(words)) {
+        format!(
+            "the connection to {host} broke off ({causes}): is the server going down, or does it speak TLS (https://{host})?"
+        )
     } else if has("UnknownIssuer") || has("BadSignature") || has("native certs") {
         format!(
             "the certificate of {host} is from an authority that is not trusted here: give it with --ca-file ({causes})"

@@ -1,13 +1,21 @@
 //! The store as its one owner sees it: open, apply, sync.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use bytes::Bytes;
+use databroker_proto::internal::{Cluster, LogId, Membership, State, StoredMembership};
+use prost::Message;
 
 use super::{
+    apply::{Batch, Memory, Rules, TypeRules},
+    cidr::CidrTable,
     command::{self, Answer},
-    engine::{self, Engine},
-    snapshot::Reader,
+    engine::{self, Durability, Engine, View},
+    inspect::{self, Descriptors},
+    keyspace::{Keyspace, records as keys, rows, rows::metadata},
+    migrate,
+    snapshot::{Published, Reader},
+    txn::Txn,
 };
 
 /// A place in the log.
@@ -21,12 +29,24 @@ pub struct Position {
     pub index: u64,
 }
 
+impl From<LogId> for Position {
+    fn from(id: LogId) -> Self {
+        Self { term: id.term, node: id.node, index: id.index }
+    }
+}
+
+impl From<Position> for LogId {
+    fn from(position: Position) -> Self {
+        Self { term: position.term, node: position.node, index: position.index }
+    }
+}
+
 /// What one committed log entry asks of the store.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// An encoded `databroker.internal.v1.Entry`.
     Commands(Bytes),
-    /// An encoded membership, kept for Raft as it is.
+    /// An encoded `databroker.internal.v1.Membership`.
     Membership(Bytes),
     /// Nothing.
     Blank,
@@ -65,28 +85,51 @@ pub enum Error {
         /// What was found.
         what: String,
     },
-    /// The store was written by a newer release.
-    #[error("the store has format {found}, this release knows up to {known}: start a newer release of the broker")]
-    TooNew {
-        /// The store's format.
-        found: u32,
-        /// The newest format of this build.
-        known: u32,
-    },
+    /// The store's format is not one this build can use.
+    #[error(transparent)]
+    Format(#[from] migrate::Error),
+    /// The built-in record types could not be read.
+    #[error("the built-in record types cannot be read: {0}")]
+    Descriptors(#[from] inspect::Error),
 }
 
 /// The state machine. One owner applies; readers get snapshots through [`Reader`].
 pub struct Store {
     engine: Arc<dyn Engine>,
     reader: Reader,
+    view: Arc<dyn View>,
+    state: State,
+    cluster: Cluster,
+    membership: StoredMembership,
+    rules: Rules,
+    memory: Memory,
+    descriptors: Arc<Descriptors>,
 }
 
 impl Store {
     /// Opens the store an engine holds; an empty one is made ready.
-    pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Self, Error> {
-        let _ = options;
-        let _ = engine;
-        todo!()
+    ///
+    /// # Errors
+    /// When the engine fails, or holds what this build cannot read.
+    pub fn open(engine: Arc<dyn Engine>, options: &Options) -> Result<Self, Error> {
+        migrate::run(&*engine)?;
+        let descriptors = Arc::new(Descriptors::builtin()?);
+        let view: Arc<dyn View> = engine.view()?.into();
+        let state: State = read_metadata(&*view, metadata::STATE)?;
+        let cluster: Cluster = read_metadata(&*view, metadata::CLUSTER)?;
+        let membership = read_metadata(&*view, metadata::MEMBERSHIP)?;
+        let rules = read_rules(&*view, state.epoch)?;
+        let memory = Memory::load(&*view)?;
+        let cidr = read_cidr(&*view, state.epoch)?;
+        let published = Published {
+            view: view.clone(),
+            state,
+            cluster_id: cluster.id.clone(),
+            rules: rules.clone(),
+            next_service_expiry_nanos: next_service_expiry(&*view)?,
+        };
+        let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max);
+        Ok(Self { engine, reader, view, state, cluster, membership, rules, memory, descriptors })
     }
 
     /// For readers.
@@ -97,7 +140,8 @@ impl Store {
     /// Where the store stands: the last applied position and the last membership, with its position, as given to
     /// [`Store::apply`].
     pub fn applied(&self) -> (Option<Position>, Option<(Position, Bytes)>) {
-        todo!()
+        let membership = self.membership.id.map(|id| (id.into(), self.membership.membership.clone()));
+        (self.state.applied.map(Position::from), membership)
     }
 
     /// Applies committed entries as one batch, with the last position in it, and publishes the new snapshot before it
@@ -108,12 +152,136 @@ impl Store {
     /// # Errors
     /// Every error is final: the node stops.
     pub fn apply(&mut self, steps: Vec<(Position, Step)>) -> Result<Vec<Vec<Answer>>, Error> {
-        let _ = steps;
-        todo!()
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let view = self.view.clone();
+        let cluster_before = self.cluster.clone();
+        let mut batch = Batch {
+            txn: Txn::new(&*view),
+            state: self.state,
+            cluster: self.cluster.clone(),
+            rules: self.rules.clone(),
+            memory: &mut self.memory,
+            descriptors: &self.descriptors,
+            changes: Vec::new(),
+            cidr: Vec::new(),
+            cleared: false,
+        };
+        let mut answers = Vec::with_capacity(steps.len());
+        for (position, step) in steps {
+            answers.push(match step {
+                Step::Commands(bytes) => {
+                    let decode = |source| Error::Decode { index: position.index, source };
+                    batch.apply(command::decode(bytes).map_err(decode)?)?
+                }
+                Step::Membership(bytes) => {
+                    let members = Membership::decode(bytes.clone()).map_err(|error| Error::Damaged {
+                        what: format!("the membership at index {}: {error}", position.index),
+                    })?;
+                    batch.memory.keep_members(&members);
+                    self.membership = StoredMembership { id: Some(position.into()), membership: bytes };
+                    batch.txn.put(Keyspace::Metadata.space(), metadata::MEMBERSHIP, self.membership.encode_to_vec());
+                    Vec::new()
+                }
+                Step::Blank => Vec::new(),
+            });
+            batch.state.applied = Some(position.into());
+        }
+        batch.memory.save(&mut batch.txn);
+        if batch.cluster != cluster_before {
+            batch.txn.put(Keyspace::Metadata.space(), metadata::CLUSTER, batch.cluster.encode_to_vec());
+        }
+        // The position goes with what it stands for: in the same batch.
+        batch.txn.put(Keyspace::Metadata.space(), metadata::STATE, batch.state.encode_to_vec());
+        let Batch { txn, state, cluster, rules, changes, cidr, cleared, .. } = batch;
+        self.engine.commit(txn.into_batch(), Durability::Written)?;
+        let services_changed = state.services_generation != self.state.services_generation;
+        (self.state, self.cluster, self.rules) = (state, cluster, rules);
+        self.view = self.engine.view()?.into();
+        self.publish(changes, &cidr, cleared, services_changed)?;
+        Ok(answers)
+    }
+
+    fn publish(
+        &self,
+        changes: Vec<super::apply::Change>,
+        cidr: &[super::apply::CidrChange],
+        cleared: bool,
+        services_changed: bool,
+    ) -> Result<(), Error> {
+        let next_service_expiry_nanos = if services_changed {
+            next_service_expiry(&*self.view)?
+        } else {
+            self.reader.progress().next_service_expiry_nanos
+        };
+        let published = Published {
+            view: self.view.clone(),
+            state: self.state,
+            cluster_id: self.cluster.id.clone(),
+            rules: self.rules.clone(),
+            next_service_expiry_nanos,
+        };
+        self.reader.publish(published, changes, cidr, cleared);
+        Ok(())
     }
 
     /// Returns when all that was applied is on the disk: from then on the log up to there may be purged.
+    ///
+    /// # Errors
+    /// Final, like every failed sync.
     pub fn sync(&self) -> Result<(), Error> {
         Ok(self.engine.sync()?)
     }
+
+    /// Sizes of the engine.
+    pub fn stats(&self) -> engine::Stats {
+        self.engine.stats()
+    }
+}
+
+fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::Damaged { what: format!("{what}: {error}") }
+}
+
+fn read_metadata<M: Message + Default>(view: &dyn View, name: &[u8]) -> Result<M, Error> {
+    match view.get(Keyspace::Metadata.space(), name)? {
+        None => Ok(M::default()),
+        Some(value) => M::decode(value).map_err(|error| damaged(&String::from_utf8_lossy(name), error)),
+    }
+}
+
+fn read_rules(view: &dyn View, epoch: u32) -> Result<Rules, Error> {
+    let mut rules = Rules::default();
+    for item in view.range(Keyspace::Options.space(), keys::all(epoch)) {
+        let (key, value) = item?;
+        let record_type = keys::read_named(&key).map_err(|error| damaged("an options key", error))?;
+        rules.insert(record_type, TypeRules::decode(value).map_err(|error| damaged("options", error))?);
+    }
+    Ok(rules)
+}
+
+fn read_cidr(view: &dyn View, epoch: u32) -> Result<CidrTable, Error> {
+    let mut table = CidrTable::default();
+    for item in view.range(Keyspace::CidrIndex.space(), keys::all(epoch)) {
+        let (key, value) = item?;
+        let (record_type, id) = keys::read_record(&key).map_err(|error| damaged("a CIDR key", error))?;
+        let net = String::from_utf8_lossy(&value).parse().map_err(|error| damaged("a CIDR entry", error))?;
+        table.insert(&text(&record_type), &text(&id), net);
+    }
+    Ok(table)
+}
+
+fn next_service_expiry(view: &dyn View) -> Result<Option<u64>, Error> {
+    let mut earliest: Option<u64> = None;
+    for item in view.range(Keyspace::Services.space(), (Bound::Unbounded, Bound::Unbounded)) {
+        let expiry = rows::read_number(&item?.1).map_err(|error| damaged("a service's expiry", error))?;
+        earliest = Some(earliest.map_or(expiry, |known| known.min(expiry)));
+    }
+    Ok(earliest)
+}
+
+/// Keys hold what was checked to be text when it came in.
+pub(super) fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
 }

@@ -16,11 +16,16 @@ pub mod apply;
 pub mod cidr;
 pub mod codec;
 pub mod command;
+pub mod dump;
 pub mod engine;
+mod fields;
 pub mod filter;
 pub mod inspect;
 pub mod keyspace;
+mod leaf;
 pub mod mask;
+pub mod migrate;
+mod path;
 pub mod query;
 pub mod snapshot;
 pub mod tail;
@@ -29,6 +34,8 @@ pub mod txn;
 pub mod wire;
 
 mod machine;
+#[cfg(test)]
+mod model_tests;
 
 pub use machine::{Error, Options, Position, Step, Store};
 pub use snapshot::{Progress, Reader, Snapshot};

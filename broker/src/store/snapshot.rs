@@ -1,10 +1,23 @@
 //! What readers see: the store at one moment.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
-use databroker_proto::{EncodedRecord, databroker, registry};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use databroker_proto::{EncodedRecord, databroker, internal::State, registry};
+use parking_lot::RwLock;
 
-use super::{Error, Position, query, tail::Changes};
+use super::{
+    Error, Position,
+    apply::{Change, CidrChange, Rules},
+    cidr::CidrTable,
+    engine::{KeyBounds, View},
+    inspect::Descriptors,
+    keyspace::{Keyspace, records as keys, rows},
+    machine::text,
+    query,
+    tail::{CHUNK_BYTES_MAX, Changes, Tail},
+};
 
 /// The numbers that move with every applied batch; cheap to copy, watched by streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,73 +38,178 @@ pub struct Progress {
     pub next_service_expiry_nanos: Option<u64>,
 }
 
+/// What the owner hands to readers after a batch.
+pub(super) struct Published {
+    pub(super) view: Arc<dyn View>,
+    pub(super) state: State,
+    pub(super) cluster_id: String,
+    pub(super) rules: Rules,
+    pub(super) next_service_expiry_nanos: Option<u64>,
+}
+
 /// Hands out the published snapshot. Cloning is cheap.
 #[derive(Clone)]
-pub struct Reader {}
+pub struct Reader(Arc<Shared>);
+
+struct Shared {
+    newest: ArcSwap<Snapshot>,
+    /// Belongs to the newest snapshot: both change under the write lock, so whoever holds the read lock sees a pair.
+    cidr: RwLock<CidrTable>,
+    tail: Tail,
+    descriptors: Arc<Descriptors>,
+}
 
 impl Reader {
+    pub(super) fn new(first: Published, descriptors: Arc<Descriptors>, cidr: CidrTable, tail_bytes_max: usize) -> Self {
+        let state = first.state;
+        let tail = Tail::new(tail_bytes_max, state.server_version, state.latest_record_version);
+        let newest = ArcSwap::from_pointee(Snapshot { published: first, descriptors: descriptors.clone() });
+        Self(Arc::new(Shared { newest, cidr: RwLock::new(cidr), tail, descriptors }))
+    }
+
+    pub(super) fn publish(&self, next: Published, changes: Vec<Change>, cidr: &[CidrChange], cleared: bool) {
+        let state = next.state;
+        let snapshot = Arc::new(Snapshot { published: next, descriptors: self.0.descriptors.clone() });
+        if cleared || !cidr.is_empty() {
+            let mut table = self.0.cidr.write();
+            if cleared {
+                *table = CidrTable::default();
+            }
+            for change in cidr {
+                let (record_type, id) = (text(&change.record_type), text(&change.id));
+                if change.added {
+                    table.insert(&record_type, &id, change.net);
+                } else {
+                    table.remove(&record_type, &id, change.net);
+                }
+            }
+            self.0.newest.store(snapshot);
+        } else {
+            self.0.newest.store(snapshot);
+        }
+        // After the snapshot: what a stream shows, a read finds.
+        self.0.tail.extend(state.server_version, state.latest_record_version, cleared, changes);
+    }
+
     /// The newest snapshot. It holds everything whose answer was given before the call.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        todo!()
+        self.0.newest.load_full()
     }
 
     /// The numbers of the newest snapshot.
     pub fn progress(&self) -> Progress {
-        todo!()
+        self.0.newest.load().progress()
     }
 
     /// Changes after `after`, of one type (or all for `""`), from memory: `None` where memory does not reach back so
     /// far (then ask [`Snapshot::changes`]). Never blocks.
     pub fn recent_changes(&self, record_type: &str, after: u64) -> Option<Changes> {
-        let _ = (record_type, after);
-        todo!()
+        self.0.tail.after(record_type, after)
+    }
+
+    /// Answers a query, with the snapshot it was answered from: the newest one. May read from the disk for as long as a
+    /// scan takes.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn query(&self, query: &query::Query) -> Result<(Arc<Snapshot>, query::Answer), Error> {
+        let values = query.filter.as_ref().map(query::cidr_values).unwrap_or_default();
+        let (snapshot, hits) = if values.is_empty() {
+            (self.snapshot(), query::CidrHits::default())
+        } else {
+            let table = self.0.cidr.read();
+            (self.snapshot(), query::CidrHits::look_up(&table, &query.record_type, values))
+        };
+        let answer = query::answer(&snapshot, query, &hits)?;
+        Ok((snapshot, answer))
+    }
+
+    /// Bytes of changes held in memory for streams.
+    pub fn tail_bytes(&self) -> usize {
+        self.0.tail.bytes()
     }
 }
 
 /// The store at one moment. All calls may read from the disk: use a blocking thread for scans.
-pub struct Snapshot {}
+pub struct Snapshot {
+    published: Published,
+    descriptors: Arc<Descriptors>,
+}
 
 /// The built-in and client-set options of one type as a stream announces them.
 pub type TypedOptions = (String, databroker::Options);
 
+/// Where a scan goes on.
+#[derive(Clone, Debug)]
+pub struct ScanCursor(Bytes);
+
 impl Snapshot {
+    pub(super) fn view(&self) -> &dyn View {
+        &*self.published.view
+    }
+
+    pub(super) fn epoch(&self) -> u32 {
+        self.published.state.epoch
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.published.rules
+    }
+
+    pub(super) fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
+    }
+
     /// The numbers of this snapshot.
     pub fn progress(&self) -> Progress {
-        todo!()
+        let state = &self.published.state;
+        Progress {
+            server_version: state.server_version,
+            latest_record_version: state.latest_record_version,
+            earliest_record_version: state.earliest_record_version,
+            services_generation: state.services_generation,
+            applied: state.applied.map(Position::from),
+            now_nanos: state.now_nanos,
+            next_service_expiry_nanos: self.published.next_service_expiry_nanos,
+        }
     }
 
     /// One live record.
     pub fn get(&self, record_type: &str, id: &str) -> Result<Option<EncodedRecord>, Error> {
-        let _ = (record_type, id);
-        todo!()
+        let key = keys::record(self.epoch(), record_type.as_bytes(), id.as_bytes());
+        Ok(self.view().get(Keyspace::Records.space(), &key)?.map(EncodedRecord::from_bytes))
     }
 
     /// Types with at least one live record, in byte order.
     pub fn types(&self) -> Result<Vec<String>, Error> {
-        todo!()
+        Ok(self.type_counts()?.into_iter().map(|(record_type, _)| record_type).collect())
     }
 
     /// Number of live records per type, in byte order of the types.
     pub fn type_counts(&self) -> Result<Vec<(String, u64)>, Error> {
-        todo!()
+        self.view()
+            .range(Keyspace::Types.space(), keys::all(self.epoch()))
+            .map(|item| {
+                let (key, value) = item?;
+                let record_type = keys::read_named(&key).map_err(|error| damaged("a type's key", error))?;
+                let count = rows::read_number(&value).map_err(|error| damaged("a type's count", error))?;
+                Ok((text(&record_type).into_owned(), count))
+            })
+            .collect()
     }
 
     /// The options of a type, if any are set.
-    pub fn options(&self, record_type: &str) -> Result<Option<databroker::Options>, Error> {
-        let _ = record_type;
-        todo!()
+    pub fn options(&self, record_type: &str) -> Option<databroker::Options> {
+        self.rules().get(record_type.as_bytes()).map(|rules| rules.options.clone())
     }
 
     /// The options a stream announces: those of the type, or for `""` of every type with live records, in type order.
     pub fn stream_options(&self, record_type: &str) -> Result<Vec<TypedOptions>, Error> {
-        let _ = record_type;
-        todo!()
-    }
-
-    /// Answers a query.
-    pub fn query(&self, query: &query::Query) -> Result<query::Answer, Error> {
-        let _ = query;
-        todo!()
+        let types = if record_type.is_empty() { self.types()? } else { vec![record_type.to_owned()] };
+        Ok(types
+            .into_iter()
+            .filter_map(|record_type| self.options(&record_type).map(|options| (record_type, options)))
+            .collect())
     }
 
     /// The next live records in (type, id) order, of one type (or all for `""`): at least one unless there are no more,
@@ -102,34 +220,122 @@ impl Snapshot {
         cursor: &mut Option<ScanCursor>,
         bytes_max: usize,
     ) -> Result<Vec<EncodedRecord>, Error> {
-        let _ = (record_type, cursor, bytes_max);
-        todo!()
+        let (mut start, end) = self.records_of(record_type);
+        if let Some(ScanCursor(last)) = cursor {
+            start = Bound::Excluded(last.clone());
+        }
+        let (mut records, mut bytes, mut last) = (Vec::new(), 0, None);
+        for item in self.view().range(Keyspace::Records.space(), (start, end)) {
+            let (key, value) = item?;
+            bytes += value.len();
+            if bytes > bytes_max && !records.is_empty() {
+                break;
+            }
+            records.push(EncodedRecord::from_bytes(value));
+            last = Some(key);
+        }
+        if let Some(last) = last {
+            *cursor = Some(ScanCursor(last));
+        }
+        Ok(records)
     }
 
-    /// Changes after `after`, of one type (or all for `""`), from the change log: at most `bytes_max` bytes, but at
-    /// least one change where there is one.
-    pub fn changes(&self, record_type: &str, after: u64, bytes_max: usize) -> Result<Changes, Error> {
-        let _ = (record_type, after, bytes_max);
-        todo!()
+    pub(super) fn records_of(&self, record_type: &str) -> KeyBounds {
+        if record_type.is_empty() {
+            keys::all(self.epoch())
+        } else {
+            keys::of_type(self.epoch(), record_type.as_bytes())
+        }
+    }
+
+    /// Changes after `after`, of one type (or all for `""`), from the change log: some 64 KiB at most, but at least one
+    /// change where there is one.
+    pub fn changes(&self, record_type: &str, after: u64) -> Result<Changes, Error> {
+        let Progress { server_version, latest_record_version: latest, .. } = self.progress();
+        let mut found = Changes { server_version, position: after, complete: true, records: Vec::new() };
+        let Some(from) = after.checked_add(1).filter(|from| *from <= latest) else {
+            return Ok(found);
+        };
+        let mut bytes = 0;
+        if record_type.is_empty() {
+            let bounds = (Bound::Included(keys::change(self.epoch(), from)), keys::all(self.epoch()).1);
+            for item in self.view().range(Keyspace::Changes.space(), bounds) {
+                let (key, value) = item?;
+                if bytes >= CHUNK_BYTES_MAX {
+                    found.complete = false;
+                    break;
+                }
+                bytes += value.len();
+                found.position = keys::read_change(&key).map_err(|error| damaged("a change's key", error))?;
+                found.records.push(EncodedRecord::from_bytes(value));
+            }
+        } else {
+            let of_type = keys::of_type(self.epoch(), record_type.as_bytes());
+            let start = keys::by_version(self.epoch(), record_type.as_bytes(), from);
+            'rows: for row in self.view().range(Keyspace::ChangesByType.space(), (Bound::Included(start), of_type.1)) {
+                let versions = keys::read_versions(&row?.1).map_err(|error| damaged("versions by type", error))?;
+                for version in versions.into_iter().filter(|version| *version >= from) {
+                    if bytes >= CHUNK_BYTES_MAX {
+                        found.complete = false;
+                        break 'rows;
+                    }
+                    let value = self.view().get(Keyspace::Changes.space(), &keys::change(self.epoch(), version))?;
+                    let value =
+                        value.ok_or_else(|| damaged("the change log", format!("version {version} is missing")))?;
+                    bytes += value.len();
+                    found.position = version;
+                    found.records.push(EncodedRecord::from_bytes(value));
+                }
+            }
+        }
+        if found.complete {
+            found.position = latest;
+        }
+        Ok(found)
     }
 
     /// The services of the given kinds (all, if none is given), by kind, then endpoint.
     pub fn services(&self, kinds: &[i32]) -> Result<Vec<registry::ServiceRegistration>, Error> {
-        let _ = kinds;
-        todo!()
+        let mut services = Vec::new();
+        for item in self.view().range(Keyspace::Services.space(), (Bound::Unbounded, Bound::Unbounded)) {
+            let (key, value) = item?;
+            let (kind, endpoint) = rows::read_service(&key).map_err(|error| damaged("a service's key", error))?;
+            if !kinds.is_empty() && !kinds.contains(&kind) {
+                continue;
+            }
+            let expiry = rows::read_number(&value).map_err(|error| damaged("a service's expiry", error))?;
+            services.push(registry::ServiceRegistration {
+                service: Some(registry::Service { kind, endpoint: text(&endpoint).into_owned() }),
+                expires_at: Some(timestamp(expiry)),
+            });
+        }
+        Ok(services)
     }
 
     /// The stored checkpoint; zeros until one was set.
     pub fn checkpoint(&self) -> databroker::Checkpoint {
-        todo!()
+        let state = &self.published.state;
+        databroker::Checkpoint {
+            server_version: state.checkpoint_server_version,
+            record_version: state.checkpoint_record_version,
+        }
     }
 
     /// The cluster's id; `None` before `Init`.
-    pub fn cluster_id(&self) -> Option<String> {
-        todo!()
+    pub fn cluster_id(&self) -> Option<&str> {
+        Some(self.published.cluster_id.as_str()).filter(|id| !id.is_empty())
     }
 }
 
-/// Where a scan goes on.
-#[derive(Clone, Debug)]
-pub struct ScanCursor {}
+fn timestamp(nanos: u64) -> prost_types::Timestamp {
+    const NANOS_PER_SECOND: u64 = 1_000_000_000;
+    prost_types::Timestamp {
+        // At most 2^64 / 10^9: fits.
+        seconds: (nanos / NANOS_PER_SECOND).cast_signed(),
+        nanos: (nanos % NANOS_PER_SECOND) as i32,
+    }
+}
+
+fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::Damaged { what: format!("{what}: {error}") }
+}

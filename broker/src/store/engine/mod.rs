@@ -11,6 +11,17 @@ use bytes::Bytes;
 pub mod fjall;
 pub mod memory;
 
+mod journal;
+
+#[cfg(all(test, unix))]
+mod crash;
+#[cfg(test)]
+mod suite;
+
+/// The longest key an engine takes, in bytes: fjall's limit less the byte for the space. Kept by both engines, so that
+/// both answer alike.
+pub const KEY_BYTES_MAX: usize = u16::MAX as usize - 1;
+
 /// A keyspace by its position in the list of names the engine was opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Space(pub u8);
@@ -29,9 +40,10 @@ pub enum Durability {
 pub struct Change {
     /// Where.
     pub space: Space,
-    /// Which key. In one batch each key occurs at most once per space.
+    /// Which key, of at most [`KEY_BYTES_MAX`] bytes. In one batch each key occurs at most once per space.
     pub key: Bytes,
-    /// The new value; `None` removes the key.
+    /// The new value; `None` removes the key. The engine holds on to the allocation behind it: a small slice of a
+    /// large buffer keeps the whole buffer in memory.
     pub value: Option<Bytes>,
 }
 
@@ -54,6 +66,9 @@ pub trait Engine: Send + Sync + 'static {
     fn view(&self) -> Result<Box<dyn View>, Error>;
 
     /// Applies a batch atomically. Only one thread may call this.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] changes nothing. After any other error nothing can be committed any more.
     fn commit(&self, batch: Batch, durability: Durability) -> Result<(), Error>;
 
     /// Returns when everything committed so far is on the disk.
@@ -85,8 +100,8 @@ pub struct Stats {
     pub compactions: u64,
 }
 
-/// Why an engine failed. None of these is retried: the process stops and says what happened (see `replication.md` 3 in
-/// the architecture notes: a failed write or sync is never repeated).
+/// Why an engine failed. None of these is retried: the process stops and says what happened. After a failed sync the
+/// system may have thrown away what was to be written, so that a second one would succeed without it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process holds the folder.
@@ -119,6 +134,21 @@ pub enum Error {
         /// What the engine said.
         reason: String,
     },
+    /// A batch holds what no engine takes: a mistake of the caller.
+    #[error(
+        "cannot write a key of {key_bytes} bytes with a value of {value_bytes} bytes to keyspace number {space}: \
+         there are {spaces} keyspaces, a key has at most {KEY_BYTES_MAX} bytes, a value less than 4 GiB"
+    )]
+    Unfit {
+        /// The number of the space.
+        space: u8,
+        /// The length of the key.
+        key_bytes: usize,
+        /// The length of the value.
+        value_bytes: usize,
+        /// How many spaces there are.
+        spaces: usize,
+    },
     /// What was written could not be synced.
     #[error("cannot sync to disk: {reason}")]
     Sync {
@@ -133,4 +163,37 @@ pub enum Error {
         /// What is wrong with which key.
         reason: String,
     },
+}
+
+impl Error {
+    fn no_such_space(space: Space, spaces: usize) -> Self {
+        Self::Read { space: format!("number {}", space.0), reason: format!("there are {spaces} keyspaces") }
+    }
+}
+
+/// Checks a batch before anything of it is written: fjall would panic half-way.
+fn refuse_unfit(batch: &[Change], spaces: usize) -> Result<(), Error> {
+    let fits = |change: &Change| {
+        usize::from(change.space.0) < spaces
+            && change.key.len() <= KEY_BYTES_MAX
+            && change.value.as_ref().is_none_or(|value| u32::try_from(value.len()).is_ok())
+    };
+    batch.iter().find(|change| !fits(change)).map_or(Ok(()), |Change { space: Space(space), key, value }| {
+        let (key_bytes, value_bytes) = (key.len(), value.as_ref().map_or(0, Bytes::len));
+        Err(Error::Unfit { space: *space, key_bytes, value_bytes, spaces })
+    })
+}
+
+/// Whether no key can lie within the bounds. B-trees of the standard library panic when asked for such a range.
+pub(super) fn is_empty(bounds: &KeyBounds) -> bool {
+    match bounds {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
+    }
+}
+
+/// The bounds as the maps take them.
+pub(super) fn as_slices(bounds: &KeyBounds) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (bounds.0.as_ref().map(|key| &key[..]), bounds.1.as_ref().map(|key| &key[..]))
 }

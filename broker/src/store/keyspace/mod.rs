@@ -6,25 +6,29 @@
 
 use super::engine::Space;
 
-/// A keyspace of the store.
+pub mod records;
+pub mod rows;
+
+/// A keyspace of the store. Those marked *epoch* start every key with the `u32 epoch` that Clear raises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Keyspace {
-    /// `seg(type) id` → encoded `databroker.Record`. The live records.
+    /// *epoch* `seg(type) id` → encoded `databroker.Record`. The live records.
     Records = 0,
-    /// `u64 version` → encoded `databroker.Record`, tombstones with `deleted_at`. The change log: until swept.
+    /// *epoch* `u64 version` → encoded `databroker.Record`, tombstones with `deleted_at`. The change log: until swept.
     Changes = 1,
-    /// `seg(type) u64 version` → nothing. Finds the changes of one type; lives as long as the change.
+    /// *epoch* `seg(type) u64 last version` → versions. The changes one command made to one type: a row per command, so
+    /// that a large Put costs one. Lives as long as the last of them.
     ChangesByType = 2,
-    /// `seg(type) seg(path) seg(value) id` → nothing. One entry per live record and indexed field of its type.
+    /// *epoch* `seg(type) seg(path) seg(value) id` → nothing. One entry per live record and indexed field of its type.
     FieldIndex = 3,
-    /// `seg(type) id` → the prefix as text. Live records with a valid `$index.cidr`; read into a trie at open.
+    /// *epoch* `seg(type) id` → the prefix as text. Live records with a valid `$index.cidr`; read into a trie at open.
     CidrIndex = 4,
-    /// `seg(type) u64 version` → id. Live records by age, only for types with a capacity or a ttl.
+    /// *epoch* `seg(type) u64 version` → id. Live records by age, only for types with a capacity or a ttl.
     AgeIndex = 5,
-    /// `type` → `u64` live records. Types with at least one.
+    /// *epoch* `type` → `u64` live records. Types with at least one.
     Types = 6,
-    /// `type` → encoded `databroker.Options`.
+    /// *epoch* `type` → encoded `databroker.Options`.
     Options = 7,
     /// `name` → holder and expiry. Leases are never removed: names are few.
     Leases = 8,
@@ -58,8 +62,26 @@ impl Keyspace {
         Space(self as u8)
     }
 
+    /// The keyspaces that Clear empties.
+    pub const OF_AN_EPOCH: [Self; 8] = [
+        Self::Records,
+        Self::Changes,
+        Self::ChangesByType,
+        Self::FieldIndex,
+        Self::CidrIndex,
+        Self::AgeIndex,
+        Self::Types,
+        Self::Options,
+    ];
+
     /// The names in the order of [`Keyspace::space`].
     pub fn names() -> Vec<&'static str> {
         Self::ALL.iter().map(|(_, name)| *name).collect()
+    }
+}
+
+impl From<Keyspace> for Space {
+    fn from(keyspace: Keyspace) -> Self {
+        keyspace.space()
     }
 }

@@ -1,0 +1,84 @@
+//! Patch: changes some fields of stored records, touches them, or deletes them.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use databroker_proto::{EncodedRecord, internal::Patch};
+
+use super::{
+    super::{
+        Error,
+        command::{Answer, Reason},
+        mask,
+        wire::{self, Parts},
+    },
+    Batch,
+    records::Versions,
+};
+
+impl Batch<'_> {
+    /// Patches records in request order. One that does not exist is passed over; one that cannot be patched undoes the
+    /// whole command.
+    pub(super) fn patch(&mut self, patch: Patch) -> Result<Answer, Error> {
+        let parsed: Result<Vec<Parts>, wire::Error> = patch.records.iter().map(wire::parse).collect();
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => return Ok(Answer::rejected(Reason::InvalidRecord, error.to_string())),
+        };
+        let mark = self.mark();
+        let mut versions = Versions::default();
+        let mut records = Vec::with_capacity(parsed.len());
+        let mut touched = BTreeSet::new();
+        for input in &parsed {
+            match self.patch_one(input, &patch.paths)? {
+                Ok(None) => versions.push(0),
+                Ok(Some(record)) => {
+                    versions.push(self.state.latest_record_version);
+                    records.push(record);
+                    touched.insert(&input.record_type);
+                }
+                Err(error) => {
+                    self.undo(mark);
+                    return Ok(refused(input, &error));
+                }
+            }
+        }
+        self.enforce_capacities(touched)?;
+        Ok(self.written(versions, records))
+    }
+
+    fn patch_one(
+        &mut self,
+        input: &Parts,
+        paths: &[String],
+    ) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
+        if input.deleted {
+            return Ok(Ok(self.delete(&input.record_type, &input.id)?));
+        }
+        let Some(mut parts) = self.live(&input.record_type, &input.id)? else {
+            return Ok(Ok(None));
+        };
+        // Without a mask nothing is decoded: a record of any type can be touched.
+        if !paths.is_empty() {
+            let empty = Bytes::new();
+            let (stored, source) = (parts.data.as_ref().unwrap_or(&empty), input.data.as_ref().unwrap_or(&empty));
+            match mask::patch_any(self.descriptors, paths, stored, source) {
+                Ok(merged) => parts.data = Some(merged),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(Some(self.upsert(&parts)?)))
+    }
+}
+
+fn refused(input: &Parts, error: &mask::Error) -> Answer {
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    let reason = match error {
+        mask::Error::UnknownType { .. } => Reason::UnknownType,
+        mask::Error::TypeMismatch { .. } => Reason::TypeMismatch,
+        mask::Error::AbsentData { .. } | mask::Error::Undecodable { .. } => Reason::InvalidData,
+        _ => Reason::InvalidMask,
+    };
+    let (record_type, id) = (text(&input.record_type), text(&input.id));
+    Answer::rejected(reason, format!("cannot patch record {record_type:?} {id:?}: {error}"))
+}
