@@ -24,38 +24,41 @@ fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
 }
 
 impl Batch<'_> {
-    /// Sweeps garbage of earlier epochs, the change log, records past their ttl, and expired services.
+    /// Sweeps garbage of earlier epochs, the change log, records past their ttl, and expired services; of each kind at
+    /// most so many, so that none starves another.
     pub(super) fn sweep(&mut self, sweep: &Sweep) -> Result<Answer, Error> {
-        let mut budget = sweep.deletions_max as usize;
-        let garbage_left = self.sweep_epochs(&mut budget)?;
-        let change_log_entries = self.sweep_change_log(sweep, &mut budget)?;
-        let records = self.sweep_expired_records(&mut budget)?;
-        let services = self.sweep_services(&mut budget)?;
-        let swept = Swept { more: garbage_left || budget == 0, change_log_entries, records, services };
-        Ok(Answer::of(outcome::Kind::Swept(swept)))
+        let at_most = usize::try_from(sweep.deletions_max).unwrap_or(usize::MAX).max(1);
+        let garbage = self.sweep_epochs(at_most)?;
+        let change_log_entries = self.sweep_change_log(sweep, at_most)?;
+        let records = self.sweep_expired_records(at_most)?;
+        let services = self.sweep_services(at_most)?;
+        let more = [garbage, change_log_entries, records, services].contains(&at_most);
+        let (change_log_entries, records, services) = (change_log_entries as u64, records as u64, services as u64);
+        Ok(Answer::of(outcome::Kind::Swept(Swept { more, change_log_entries, records, services })))
     }
 
-    fn sweep_epochs(&mut self, budget: &mut usize) -> Result<bool, Error> {
+    fn sweep_epochs(&mut self, at_most: usize) -> Result<usize, Error> {
         if self.state.epochs_swept == self.state.epoch {
-            return Ok(false);
+            return Ok(0);
         }
         let below: KeyBounds = (Bound::Unbounded, Bound::Excluded(KeyWriter::new().u32(self.state.epoch).finish()));
+        let mut swept = 0;
         for keyspace in Keyspace::OF_AN_EPOCH {
-            let found = self.txn.range(keyspace.space(), below.clone()).take(*budget);
-            let found: Result<Vec<Bytes>, _> = found.map(|item| item.map(|(key, _)| key)).collect();
-            for key in found? {
-                *budget -= 1;
+            let found = self.txn.range(keyspace.space(), below.clone()).take(at_most - swept);
+            let found: Vec<Bytes> = found.map(|item| item.map(|(key, _)| key)).collect::<Result<_, _>>()?;
+            swept += found.len();
+            for key in found {
                 self.txn.remove(keyspace.space(), key);
             }
         }
-        if *budget > 0 {
+        if swept < at_most {
             self.state.epochs_swept = self.state.epoch;
         }
-        Ok(*budget == 0)
+        Ok(swept)
     }
 
     /// From the oldest on, while entries are too old or the log too large; the newest always stays.
-    fn sweep_change_log(&mut self, sweep: &Sweep, budget: &mut usize) -> Result<u64, Error> {
+    fn sweep_change_log(&mut self, sweep: &Sweep, at_most: usize) -> Result<usize, Error> {
         let state = &self.state;
         let newest = keys::change(state.epoch, state.latest_record_version);
         let oldest = keys::change(state.epoch, state.earliest_record_version);
@@ -63,7 +66,7 @@ impl Batch<'_> {
         let mut due = Vec::new();
         for item in self.txn.range(Keyspace::Changes.space(), (Bound::Included(oldest), Bound::Excluded(newest))) {
             let (key, value) = item?;
-            if due.len() >= *budget {
+            if due.len() >= at_most {
                 break;
             }
             let parts = wire::parse(&value).map_err(|error| damaged("a change", error))?;
@@ -74,7 +77,6 @@ impl Batch<'_> {
             bytes_left = bytes_left.saturating_sub(value.len() as u64);
             due.push((key, parts));
         }
-        *budget -= due.len();
         self.state.change_log_bytes = bytes_left;
         for (key, parts) in &due {
             let by_type = keys::by_version(self.state.epoch, &parts.record_type, parts.version);
@@ -82,17 +84,16 @@ impl Batch<'_> {
             self.txn.remove(Keyspace::ChangesByType.space(), by_type);
             self.state.earliest_record_version = self.state.earliest_record_version.max(parts.version + 1);
         }
-        Ok(due.len() as u64)
+        Ok(due.len())
     }
 
-    fn sweep_expired_records(&mut self, budget: &mut usize) -> Result<u64, Error> {
+    fn sweep_expired_records(&mut self, at_most: usize) -> Result<usize, Error> {
         let rules = self.rules.clone();
         let mut swept = 0;
         for (record_type, rules) in rules.iter() {
             let Some(ttl) = rules.ttl_nanos else { continue };
             let cutoff = self.state.now_nanos.saturating_sub(ttl);
-            for id in self.expired(record_type, cutoff, *budget)? {
-                *budget -= 1;
+            for id in self.expired(record_type, cutoff, at_most - swept)? {
                 swept += 1;
                 self.delete(record_type, &id)?;
             }
@@ -115,20 +116,19 @@ impl Batch<'_> {
         Ok(found)
     }
 
-    fn sweep_services(&mut self, budget: &mut usize) -> Result<u64, Error> {
+    fn sweep_services(&mut self, at_most: usize) -> Result<usize, Error> {
         let mut expired = Vec::new();
         for item in self.txn.range(Keyspace::Services.space(), (Bound::Unbounded, Bound::Unbounded)) {
             let (key, value) = item?;
             let expiry = rows::read_number(&value).map_err(|error| damaged("a service's expiry", error))?;
-            if expiry < self.state.now_nanos && expired.len() < *budget {
+            if expiry < self.state.now_nanos && expired.len() < at_most {
                 expired.push(key);
             }
         }
-        *budget -= expired.len();
         if !expired.is_empty() {
             self.state.services_generation = self.state.services_generation.saturating_add(1);
         }
-        let swept = expired.len() as u64;
+        let swept = expired.len();
         for key in expired {
             self.txn.remove(Keyspace::Services.space(), key);
         }
