@@ -20,11 +20,9 @@ pub mod dump;
 pub mod engine;
 pub mod filter;
 pub mod inspect;
-
 pub mod keyspace;
 pub mod mask;
 pub mod migrate;
-
 pub mod query;
 pub mod snapshot;
 pub mod tail;

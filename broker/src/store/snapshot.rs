@@ -272,17 +272,20 @@ impl Snapshot {
         } else {
             let of_type = keys::of_type(self.epoch(), record_type.as_bytes());
             let start = keys::by_version(self.epoch(), record_type.as_bytes(), from);
-            for item in self.view().range(Keyspace::ChangesByType.space(), (Bound::Included(start), of_type.1)) {
-                if bytes >= CHUNK_BYTES_MAX {
-                    found.complete = false;
-                    break;
+            'rows: for row in self.view().range(Keyspace::ChangesByType.space(), (Bound::Included(start), of_type.1)) {
+                let versions = keys::read_versions(&row?.1).map_err(|error| damaged("versions by type", error))?;
+                for version in versions.into_iter().filter(|version| *version >= from) {
+                    if bytes >= CHUNK_BYTES_MAX {
+                        found.complete = false;
+                        break 'rows;
+                    }
+                    let value = self.view().get(Keyspace::Changes.space(), &keys::change(self.epoch(), version))?;
+                    let value =
+                        value.ok_or_else(|| damaged("the change log", format!("version {version} is missing")))?;
+                    bytes += value.len();
+                    found.position = version;
+                    found.records.push(EncodedRecord::from_bytes(value));
                 }
-                let version = keys::read_by_version(&item?.0).map_err(|error| damaged("a change's key", error))?;
-                let value = self.view().get(Keyspace::Changes.space(), &keys::change(self.epoch(), version))?;
-                let value = value.ok_or_else(|| damaged("the change log", format!("version {version} is missing")))?;
-                bytes += value.len();
-                found.position = version;
-                found.records.push(EncodedRecord::from_bytes(value));
             }
         }
         if found.complete {

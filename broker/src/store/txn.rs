@@ -346,12 +346,13 @@ mod tests {
                 let mut range = txn.range(Space(space), bounds);
                 let mut left = std::collections::VecDeque::from(expected);
                 for front in &ends {
-                    let (item, expected) = if *front { (range.next(), left.pop_front()) } else { (range.next_back(), left.pop_back()) };
-                    prop_assert_eq!(item.transpose()?, expected);
+                    let item = if *front { range.next() } else { range.next_back() };
+                    prop_assert_eq!(item.transpose()?, if *front { left.pop_front() } else { left.pop_back() });
                 }
             }
             for (space, key) in model.keys().cloned().chain([(0, vec![1]), (1, vec![2, 2]), (2, vec![0, 1, 2])]) {
-                prop_assert_eq!(txn.get(Space(space), &key)?.map(|value| value.to_vec()), model.get(&(space, key)).cloned());
+                let value = txn.get(Space(space), &key)?;
+                prop_assert_eq!(value.as_deref(), model.get(&(space, key)).map(Vec::as_slice));
             }
 
             let batch = txn.into_batch();

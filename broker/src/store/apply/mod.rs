@@ -114,6 +114,14 @@ impl Batch<'_> {
         if self.state.server_version == 0 && !matches!(kind, Kind::Init(_) | Kind::SetShape(_)) {
             return Ok(Answer::rejected(Reason::NotInitialized, "the store was not initialized"));
         }
+        let since = self.changes.len();
+        let answer = self.run(kind)?;
+        // Clear starts the list anew, and itself changes no record.
+        self.note_changes(since.min(self.changes.len()));
+        Ok(answer)
+    }
+
+    fn run(&mut self, kind: Kind) -> Result<Answer, Error> {
         match kind {
             Kind::Put(put) => self.put(put),
             Kind::Patch(patch) => self.patch(patch),

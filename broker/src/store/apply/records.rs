@@ -1,6 +1,6 @@
 //! Put: records come, change and go, together with everything that finds them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use databroker_proto::{
@@ -114,11 +114,22 @@ impl Batch<'_> {
         let epoch = self.state.epoch;
         self.state.change_log_bytes = self.state.change_log_bytes.saturating_add(bytes.len() as u64);
         self.txn.put(Keyspace::Changes.space(), keys::change(epoch, version), bytes.clone());
-        let by_type = keys::by_version(epoch, &parts.record_type, version);
-        self.txn.put(Keyspace::ChangesByType.space(), by_type, Bytes::new());
         let record = EncodedRecord::from_bytes(bytes);
         self.changes.push(Change { version, record_type: parts.record_type.clone(), record: record.clone() });
         record
+    }
+
+    /// Notes which changes the command made to which types: one row per type.
+    pub(super) fn note_changes(&mut self, since: usize) {
+        let mut by_type: BTreeMap<Bytes, Vec<u64>> = BTreeMap::new();
+        for change in &self.changes[since..] {
+            by_type.entry(change.record_type.clone()).or_default().push(change.version);
+        }
+        for (record_type, versions) in by_type {
+            let Some(last) = versions.last() else { continue };
+            let key = keys::by_version(self.state.epoch, &record_type, *last);
+            self.txn.put(Keyspace::ChangesByType.space(), key, keys::versions(&versions));
+        }
     }
 
     fn count(&mut self, record_type: &[u8], by: i64) -> Result<(), Error> {

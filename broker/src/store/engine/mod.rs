@@ -96,8 +96,8 @@ pub struct Stats {
     pub compactions: u64,
 }
 
-/// Why an engine failed. None of these is retried: the process stops and says what happened (see `replication.md` 3 in
-/// the architecture notes: a failed write or sync is never repeated).
+/// Why an engine failed. None of these is retried: the process stops and says what happened. After a failed sync the
+/// system may have thrown away what was to be written, so that a second one would succeed without it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process holds the folder.
@@ -132,7 +132,8 @@ pub enum Error {
     },
     /// A batch holds what no engine takes: a mistake of the caller.
     #[error(
-        "cannot write to space {space} a key of {key_bytes} bytes with a value of {value_bytes} bytes: there are {spaces} spaces, a key has 1 to {KEY_BYTES_MAX} bytes, a value less than 4 GiB"
+        "cannot write a key of {key_bytes} bytes with a value of {value_bytes} bytes to keyspace number {space}: \
+         there are {spaces} keyspaces, a key has 1 to {KEY_BYTES_MAX} bytes, a value less than 4 GiB"
     )]
     Unfit {
         /// The number of the space.

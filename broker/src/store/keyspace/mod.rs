@@ -17,7 +17,8 @@ pub enum Keyspace {
     Records = 0,
     /// *epoch* `u64 version` → encoded `databroker.Record`, tombstones with `deleted_at`. The change log: until swept.
     Changes = 1,
-    /// *epoch* `seg(type) u64 version` → nothing. Finds the changes of one type; lives as long as the change.
+    /// *epoch* `seg(type) u64 last version` → versions. The changes one command made to one type: a row per command, so
+    /// that a large Put costs one. Lives as long as the last of them.
     ChangesByType = 2,
     /// *epoch* `seg(type) seg(path) seg(value) id` → nothing. One entry per live record and indexed field of its type.
     FieldIndex = 3,

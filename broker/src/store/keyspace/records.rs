@@ -3,7 +3,11 @@
 //! Every key starts with the epoch, which Clear raises: what belongs to an earlier epoch is out of sight at once and is
 //! swept away later.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use prost::{
+    DecodeError,
+    encoding::{decode_varint, encode_varint},
+};
 
 use super::super::{
     codec::{self, KeyReader, KeyWriter},
@@ -94,6 +98,27 @@ pub fn read_named(key: &[u8]) -> Result<Bytes, codec::Error> {
     let mut reader = KeyReader::new(key);
     reader.u32()?;
     Ok(Bytes::copy_from_slice(reader.tail()))
+}
+
+/// Rising versions as a value of the changes by type: the first, then the distances, as varints.
+pub fn versions(versions: &[u64]) -> Bytes {
+    let mut out = BytesMut::with_capacity(versions.len() + 8);
+    let mut before = 0;
+    for version in versions {
+        encode_varint(version.wrapping_sub(before), &mut out);
+        before = *version;
+    }
+    out.freeze()
+}
+
+/// The versions in a [`versions`] value.
+pub fn read_versions(mut value: &[u8]) -> Result<Vec<u64>, DecodeError> {
+    let (mut found, mut before) = (Vec::new(), 0_u64);
+    while !value.is_empty() {
+        before = before.wrapping_add(decode_varint(&mut value)?);
+        found.push(before);
+    }
+    Ok(found)
 }
 
 /// The epoch any of the keys above belongs to.

@@ -1,0 +1,351 @@
+//! A running replica: openraft with this crate's log, store and network, behind an interface of our own.
+//!
+//! Not here: retries, coalescing, holding (`node`).
+
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use openraft::{
+    Config, ReadPolicy, SnapshotPolicy,
+    alias::OneshotReceiverOf,
+    async_runtime::WatchReceiver as _,
+    errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError},
+    impls::ProgressResponder,
+    raft::ClientWriteResult,
+};
+use tokio::sync::watch;
+
+use super::{
+    Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
+    log::{self, Log},
+    machine::{self, Machine, StateMachine},
+    network::NoPeers,
+    runtime::{Clock, Executor, Failure, Runtime, Tokio},
+};
+use crate::store::{self, Progress, command::Answer, engine::Engine};
+
+/// When a follower misses its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// How often a leader says that it is there, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// How long a follower waits at least, and a leader's lease: in milliseconds.
+    pub election_ms_min: u64,
+    /// How long a follower waits at most, in milliseconds. A narrow range is the cheapest speed-up, for the upper end
+    /// is paid as the lease.
+    pub election_ms_max: u64,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self { heartbeat_ms: 100, election_ms_min: 300, election_ms_max: 400 }
+    }
+}
+
+/// Everything a replica is made of.
+pub struct Parts {
+    /// The log's engine, opened with [`super::LOG_SPACES`].
+    pub log_engine: Arc<dyn Engine>,
+    /// How the log is opened.
+    pub log: log::Options,
+    /// What the log drives.
+    pub store: Box<dyn StateMachine>,
+    /// Where disk work is done.
+    pub executor: Arc<dyn Executor>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Hears of writes.
+    pub observer: Arc<dyn Observer>,
+    /// Hears of everything final.
+    pub failure: Failure,
+    /// Elections.
+    pub timers: Timers,
+    /// Bounds on the log.
+    pub retention: Retention,
+}
+
+/// Why a replica cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The timers contradict each other.
+    #[error("the timers of the election are invalid: {reason}")]
+    Timers {
+        /// What openraft says.
+        reason: String,
+    },
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// The store.
+    #[error("cannot take over the store: {0}")]
+    Store(#[source] store::Error),
+    /// No thread for the store.
+    #[error("cannot start the thread that applies: {0}")]
+    Thread(#[source] io::Error),
+    /// Log and store do not fit together, or one of them cannot be read.
+    #[error("cannot start from log and store: {reason}")]
+    Start {
+        /// What openraft says.
+        reason: String,
+    },
+    /// The first membership was refused.
+    #[error("cannot initialize the cluster: {reason}")]
+    Initialize {
+        /// What openraft says.
+        reason: String,
+    },
+}
+
+/// Why the replica did not take a proposal, or cannot say that it took effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// This node does not lead, or does not know yet that it may: try again, there or here.
+    #[error("this node does not lead")]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<NodeId>,
+    },
+    /// The leader changed while the proposal was under way; it may still take effect.
+    #[error("the leader has changed")]
+    Unknown,
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Stopped,
+}
+
+/// What this node is in its cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Role {
+    /// The cluster exists: there is a membership.
+    pub initialized: bool,
+    /// This node leads, as far as it knows.
+    pub leads: bool,
+    /// The term.
+    pub term: u64,
+    /// Number of voters.
+    pub voters: usize,
+    /// This node is the only voter: nobody else can lead.
+    pub alone: bool,
+    /// Who leads, if known.
+    pub leader: Option<NodeId>,
+}
+
+/// Numbers of the replica at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// The last index in the log.
+    pub last_log_index: Option<u64>,
+    /// The last index known to be committed.
+    pub committed_index: Option<u64>,
+    /// The last applied index.
+    pub applied_index: Option<u64>,
+}
+
+/// A handle on the running replica. Cloning is cheap.
+pub struct Replica<R: Runtime = Tokio> {
+    raft: openraft::Raft<TypeConfig<R>, Machine>,
+    machine: Arc<machine::Shared>,
+    role: watch::Receiver<Role>,
+    node_id: NodeId,
+}
+
+impl<R: Runtime> Clone for Replica<R> {
+    fn clone(&self) -> Self {
+        let Self { raft, machine, role, node_id } = self;
+        Self { raft: raft.clone(), machine: machine.clone(), role: role.clone(), node_id: *node_id }
+    }
+}
+
+/// How long a triggered snapshot may take before the log is purged without it.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+
+fn config(timers: Timers, retention: Retention) -> Result<Config, Error> {
+    let config = Config {
+        cluster_name: "databroker".into(),
+        heartbeat_interval: timers.heartbeat_ms,
+        election_timeout_min: timers.election_ms_min,
+        election_timeout_max: timers.election_ms_max,
+        enable_pre_vote: Some(true),
+        // A leader that restarts asks for votes again: it may have lost what was not synced.
+        enable_leader_restore: Some(false),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.sync_entries),
+        max_in_snapshot_log_to_keep: retention.keep_entries,
+        ..Config::default()
+    };
+    config.validate().map_err(|error| Error::Timers { reason: error.to_string() })
+}
+
+impl<R: Runtime> Replica<R> {
+    /// Starts a replica on the async runtime of the caller.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start(parts: Parts) -> Result<Self, Error> {
+        let Parts { log_engine, log, store, executor, clock, observer, failure, timers, retention } = parts;
+        let config = Arc::new(config(timers, retention)?);
+        let log = Log::open(log_engine, log, &*executor, clock, &failure, observer.clone())?;
+        let lane = executor.lane("apply", &failure).map_err(Error::Thread)?;
+        let machine = Machine::open(store, lane, failure.clone(), observer, retention).map_err(Error::Store)?;
+        let (node_id, shared) = (log.node_id(), machine.shared());
+        let raft = openraft::Raft::new(node_id, config, NoPeers, log, machine)
+            .await
+            .map_err(|error| Error::Start { reason: error.to_string() })?;
+        let (announce, role) = watch::channel(Role::default());
+        let replica = Self { raft, machine: shared, role, node_id };
+        R::spawn(replica.clone().follow_role(announce, failure));
+        R::spawn(replica.clone().follow_size());
+        replica.campaign_if_alone().await?;
+        Ok(replica)
+    }
+
+    /// This disk's node id.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// Changes when leadership or membership change.
+    pub fn role(&self) -> &watch::Receiver<Role> {
+        &self.role
+    }
+
+    /// Moves with every applied batch.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.machine.progress()
+    }
+
+    /// The numbers of this moment.
+    pub fn picture(&self) -> Picture {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        Picture {
+            last_log_index: metrics.last_log_index,
+            committed_index: metrics.local_committed.map(|id| id.index),
+            applied_index: metrics.last_applied.map(|id| id.index),
+        }
+    }
+
+    /// Makes this node the first and only voter of a new cluster.
+    ///
+    /// # Errors
+    /// openraft refuses; that the node belongs to a cluster already is no error.
+    pub async fn initialize(&self, member: Member) -> Result<(), Error> {
+        match self.raft.initialize(BTreeMap::from([(self.node_id, member)])).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(Error::Initialize { reason: error.to_string() }),
+        }
+    }
+
+    /// Hands an encoded entry to the log. Entries are logged in the order of these calls.
+    ///
+    /// # Errors
+    /// The replica has stopped.
+    pub async fn submit(&self, entry: Bytes) -> Result<Submitted<R>, Refusal> {
+        let (responder, answers) = ProgressResponder::complete_only();
+        let submitted = self.raft.client_write_ff(Proposal(entry), Some(responder)).await;
+        submitted.map(|()| Submitted(answers)).map_err(|_| Refusal::Stopped)
+    }
+
+    /// The index that a read has to wait for to see everything acknowledged before the call, wherever it was.
+    ///
+    /// # Errors
+    /// This node cannot tell, because it does not lead.
+    pub async fn read_index(&self) -> Result<u64, Refusal> {
+        match self.raft.get_read_log_id(ReadPolicy::LeaseRead).await {
+            Ok((id, _applied)) => Ok(id.index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(Refusal::NotLeader { leader: forward.leader_id })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(Refusal::NotLeader { leader: None })
+            }
+            Err(RaftError::Fatal(_)) => Err(Refusal::Stopped),
+        }
+    }
+
+    /// Stops, with everything applied on the disk.
+    pub async fn shutdown(&self) {
+        // The error says that a task of openraft panicked; `follow_role` has reported that.
+        drop(self.raft.shutdown().await);
+        // Reported by itself.
+        drop(self.machine.sync().await);
+    }
+
+    /// A lone voter need not wait until it misses a leader that cannot exist.
+    async fn campaign_if_alone(&self) -> Result<(), Error> {
+        let me = self.node_id;
+        let stopped = |error: Fatal<TypeConfig<R>>| Error::Start { reason: error.to_string() };
+        let membership = self.raft.with_raft_state(|state| state.membership_state.effective().clone());
+        if is_alone(&*membership.await.map_err(stopped)?, me) {
+            self.raft.trigger().elect(false).await.map_err(stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the changes of this node's role until openraft ends, and why if that was no shutdown.
+    async fn follow_role(self, announce: watch::Sender<Role>, failure: Failure) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let now = metrics.borrow_and_update().clone();
+            let membership = &now.membership_config;
+            let role = Role {
+                initialized: membership.voter_ids().next().is_some(),
+                leads: now.state.is_leader(),
+                term: now.vote.leader_id.term,
+                voters: membership.voter_ids().count(),
+                alone: is_alone(membership, self.node_id),
+                leader: now.current_leader,
+            };
+            announce.send_if_modified(|before| std::mem::replace(before, role) != role);
+            if metrics.changed().await.is_err() {
+                break;
+            }
+        }
+        let ended = self.raft.metrics().borrow_watched().running_state.clone();
+        match ended {
+            Ok(()) | Err(Fatal::Stopped) => {}
+            Err(error @ (Fatal::StorageError(_) | Fatal::Panicked)) => failure.report(error),
+        }
+    }
+
+    /// Has the store synced and the log purged when they have grown by bytes; openraft itself counts entries.
+    async fn follow_size(self) {
+        loop {
+            self.machine.sync_due.notified().await;
+            let applied = self.raft.metrics().borrow_watched().last_applied;
+            if self.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+            let snapshot = self.raft.wait(Some(SNAPSHOT_PATIENCE));
+            // What is not in a snapshot yet will not be purged; the next round makes up for it.
+            drop(snapshot.metrics(|metrics| metrics.snapshot >= applied, "snapshot").await);
+            if let Some(upto) = self.machine.purge_upto()
+                && self.raft.trigger().purge_log(upto).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+fn is_alone(membership: &StoredMembership, me: NodeId) -> bool {
+    membership.voter_ids().eq([me])
+}
+
+/// A proposal on its way.
+pub struct Submitted<R: Runtime>(OneshotReceiverOf<TypeConfig<R>, ClientWriteResult<TypeConfig<R>>>);
+
+impl<R: Runtime> Submitted<R> {
+    /// The answers of its commands, once the store has applied it.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn answers(self) -> Result<Vec<Answer>, Refusal> {
+        match self.0.await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Refusal::NotLeader { leader: forward.leader_id })
+            }
+            Ok(Err(_)) => Err(Refusal::Unknown),
+            Err(_) => Err(Refusal::Stopped),
+        }
+    }
+}

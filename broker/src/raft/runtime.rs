@@ -1,0 +1,224 @@
+//! What a replica runs on: an async runtime, a clock, and threads for disk work. All three are parameters, so that a
+//! simulation can run whole clusters on one thread in virtual time.
+//!
+//! Not here: anything about logs or elections.
+
+use std::{
+    fmt::{Debug, Display},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use openraft::AsyncRuntime;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+/// Chooses the async runtime at compile time.
+///
+/// A marker of our own, because openraft asks its type configuration for a row of derived traits that runtimes lack.
+pub trait Runtime: Copy + Debug + Default + Eq + Ord + Send + Sync + 'static {
+    /// The runtime as openraft drives it.
+    type Async: AsyncRuntime;
+
+    /// Spawns a task on the runtime of the caller. Tasks are spawned here and nowhere else, so that a simulation
+    /// can give each of them its own stream of random numbers.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(future: F) {
+        drop(Self::Async::spawn(future));
+    }
+}
+
+/// Tokio, as in production.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tokio;
+
+impl Runtime for Tokio {
+    type Async = openraft_rt_tokio::TokioRuntime;
+}
+
+/// Tells the time of day.
+pub trait Clock: Send + Sync + 'static {
+    /// Nanoseconds since the Unix epoch.
+    fn now_nanos(&self) -> u64;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_nanos(&self) -> u64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A piece of blocking work.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// Runs jobs one after another, in the order they came.
+pub trait Lane: Send + Sync + 'static {
+    /// Adds a job. A job that comes after the lane has stopped is dropped, and with it the channel its caller waits on.
+    fn run(&self, job: Job);
+}
+
+/// Runs a job on a lane and waits for what it returns.
+///
+/// # Errors
+/// The lane has stopped, or the job panicked.
+pub async fn call<T: Send + 'static>(lane: &dyn Lane, job: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (answer, waiting) = oneshot::channel();
+    lane.run(Box::new(move || drop(answer.send(job()))));
+    waiting.await.map_err(|_| io::Error::other("the disk thread has stopped"))
+}
+
+/// Opens lanes.
+pub trait Executor: Send + Sync + 'static {
+    /// A lane with a name of its own. A job that panics is reported to `failure`.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    fn lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>>;
+
+    /// Returns when all jobs given so far are done; later ones are dropped.
+    fn stop(&self);
+}
+
+/// One thread per lane.
+#[derive(Default)]
+pub struct Threads {
+    running: Mutex<Vec<(mpsc::SyncSender<Order>, JoinHandle<()>)>>,
+}
+
+enum Order {
+    Run(Job),
+    Stop,
+}
+
+/// Jobs waiting per lane. Each owner of a lane keeps its own bounded queue and has at most a few jobs under way, so
+/// this is never reached; a bound all the same, because every queue has one.
+const LANE_JOBS_MAX: usize = 1024;
+
+struct Thread(mpsc::SyncSender<Order>);
+
+impl Lane for Thread {
+    fn run(&self, job: Job) {
+        // The thread has stopped: dropping the job tells its caller.
+        drop(self.0.send(Order::Run(job)));
+    }
+}
+
+impl Executor for Threads {
+    fn lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+        let (orders, incoming) = mpsc::sync_channel(LANE_JOBS_MAX);
+        let failure = failure.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(name, &incoming, &failure))?;
+        self.running.lock().push((orders.clone(), thread));
+        Ok(Arc::new(Thread(orders)))
+    }
+
+    fn stop(&self) {
+        let running = std::mem::take(&mut *self.running.lock());
+        for (orders, thread) in running {
+            drop(orders.send(Order::Stop));
+            // A panic in the thread was reported when it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What owns a lane may be half changed after a panic, so the lane ends with it.
+fn work(name: &str, incoming: &mpsc::Receiver<Order>, failure: &Failure) {
+    while let Ok(Order::Run(job)) = incoming.recv() {
+        if catch_unwind(AssertUnwindSafe(job)).is_err() {
+            return failure.report(format_args!("the thread {name:?} panicked"));
+        }
+    }
+}
+
+/// Runs each job at once, on the caller's thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inline;
+
+impl Lane for Inline {
+    fn run(&self, job: Job) {
+        job();
+    }
+}
+
+impl Executor for Inline {
+    fn lane(&self, _name: &'static str, _failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+        Ok(Arc::new(Self))
+    }
+
+    fn stop(&self) {}
+}
+
+/// Where whatever can fail for good reports it: the process is to end, with the first reason. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Failure(watch::Sender<Option<Arc<str>>>);
+
+impl Default for Failure {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Failure {
+    /// Reports a failure; the first one stays.
+    pub fn report(&self, reason: impl Display) {
+        tracing::error!(%reason, "the node has failed");
+        self.0.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert_with(|| reason.to_string().into());
+            is_first
+        });
+    }
+
+    /// The first reason, if there was any.
+    pub fn reason(&self) -> Option<Arc<str>> {
+        self.0.borrow().clone()
+    }
+
+    /// Resolves with the first reason once there is one.
+    pub async fn wait(&self) -> Arc<str> {
+        let mut reasons = self.0.subscribe();
+        loop {
+            if let Some(reason) = self.reason() {
+                return reason;
+            }
+            // This handle holds the sender, so the channel cannot close.
+            drop(reasons.changed().await);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panicking_job_fails_the_node_and_ends_the_lane() {
+        let (threads, failure) = (Threads::default(), Failure::default());
+        let lane = threads.lane("frail", &failure).unwrap();
+        assert_eq!(call(&*lane, || 7).await.unwrap(), 7);
+        assert!(call(&*lane, || panic!("on purpose")).await.is_err());
+        assert_eq!(&*failure.wait().await, "the thread \"frail\" panicked");
+        assert!(call(&*lane, || 7).await.is_err());
+        threads.stop();
+    }
+
+    #[tokio::test]
+    async fn stop_waits_for_the_jobs_given_before() {
+        let (threads, done) = (Threads::default(), Arc::new(Mutex::new(0)));
+        let lane = threads.lane("busy", &Failure::default()).unwrap();
+        for _ in 0..100 {
+            let done = done.clone();
+            lane.run(Box::new(move || *done.lock() += 1));
+        }
+        threads.stop();
+        assert_eq!(*done.lock(), 100);
+    }
+}
