@@ -14,6 +14,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod jwt;
 pub mod node;
 pub mod raft;
 pub mod run;

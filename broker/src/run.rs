@@ -1,1 +1,185 @@
-//! (to come)
+//! The composition root of `databroker serve`, top to bottom: data folder, node, server, drain.
+//!
+//! Not here: any decision. What is wired together decides for itself.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    config::{self, Config, Durability, Medium, Secret, Secrets},
+    jwt::{KEY_BYTES, SharedKey},
+    node::{self, Node},
+    raft,
+    server::{self, Addresses, DiskTimes, Server},
+    shutdown,
+    store::engine,
+};
+
+/// The file in the data folder that names the running server's URL, for the tools on the same machine.
+const ADDRESS_FILE: &str = "address";
+
+/// Why the broker ends other than as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration asks for what this release cannot do.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The node cannot be opened.
+    #[error(transparent)]
+    Open(#[from] node::OpenError),
+    /// The ports cannot be opened.
+    #[error(transparent)]
+    Serve(#[from] server::Error),
+    /// A file of ours cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// The node failed while it served.
+    #[error("the node has failed: {0}")]
+    Failed(String),
+}
+
+/// Serves until a signal, or until the node fails.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn serve(config: Config) -> Result<(), Error> {
+    config.cluster.check_supported()?;
+    let closing = shutdown::on_signal().map_err(Error::Signals)?;
+    let disk = Arc::new(DiskTimes::default());
+    let node = Node::open(node_options(&config, disk.clone())).await?;
+    // The folder is ours now: nobody else generates a secret in it at the same time.
+    let (secrets, generated) = secrets(&config)?;
+    let server = Server::bind(&node, &config.grpc, &config.http, &secrets, &disk, closing.clone()).await?;
+    let addresses = server.addresses();
+    announce(&config, addresses, generated.as_deref())?;
+
+    let mut serving = tokio::spawn(server.serve());
+    let failure = tokio::select! {
+        reason = node.failed() => Some(reason),
+        () = closing.cancelled() => None,
+    };
+    closing.cancel();
+    let drained = tokio::time::timeout(config.shutdown_grace_period, &mut serving).await;
+    serving.abort();
+    node.shutdown().await;
+    match (failure, drained) {
+        (Some(reason), _) => Err(Error::Failed(reason)),
+        // A client that takes nothing any more cannot be waited for; nothing acknowledged is lost.
+        (None, Err(_)) => {
+            tracing::warn!("some requests did not end within the grace period");
+            Ok(())
+        }
+        (None, Ok(_)) => Ok(()),
+    }
+}
+
+fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
+    let storage = match config.storage.medium {
+        Medium::File => node::Storage::Folder(config.storage.folder.clone()),
+        Medium::Memory => node::Storage::Memory,
+    };
+    let mut options = node::Options::new(storage);
+    options.durability = match config.storage.durability {
+        Durability::Fsync => engine::Durability::Synced,
+        Durability::Os => engine::Durability::Written,
+    };
+    options.member = member(&config.cluster);
+    options.change_log_keep = config.storage.change_log_retention;
+    options.change_log_bytes_max = config.storage.change_log_bytes_max;
+    options.observer = disk;
+    options
+}
+
+/// This node as its cluster will know it.
+fn member(cluster: &config::Cluster) -> raft::Member {
+    let name = cluster.name.clone().unwrap_or_default();
+    match cluster.nodes.iter().find(|node| node.id == name) {
+        None => raft::Member { name, ..raft::Member::default() },
+        Some(node) => {
+            raft::Member { name, raft_address: node.raft_address.clone(), grpc_address: node.grpc_address.clone() }
+        }
+    }
+}
+
+/// The configured keys, or one from the data folder, and its file if it was generated just now.
+fn secrets(config: &Config) -> Result<(Secrets, Option<PathBuf>), Error> {
+    if config.secrets.current.is_some() {
+        return Ok((config.secrets.clone(), None));
+    }
+    let path = config.storage.generated_secret();
+    let failed = |source| Error::Write { path: path.clone(), source };
+    let generated = if path.exists() { false } else { generate_secret(&path).map(|()| true).map_err(failed)? };
+    let secrets = Secrets { current: Some(Secret::File(path.clone())), ..config.secrets.clone() };
+    Ok((secrets, generated.then_some(path)))
+}
+
+fn generate_secret(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let key = SharedKey::from_bytes(rand::random::<[u8; KEY_BYTES]>());
+    // Written beside and renamed: a crash never leaves half a secret.
+    let draft = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(key.to_base64().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, path)
+}
+
+/// Tells people and tools where the broker is.
+fn announce(config: &Config, addresses: Addresses, generated: Option<&Path>) -> Result<(), Error> {
+    let scheme = if config.grpc.tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", reachable(addresses.grpc));
+    if config.storage.folder.is_dir() {
+        let path = config.storage.folder.join(ADDRESS_FILE);
+        fs::write(&path, &url).map_err(|source| Error::Write { path, source })?;
+    }
+    let text = greeting(config, addresses, &url, generated);
+    // Nobody may be listening on standard output; that is no reason not to serve.
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn greeting(config: &Config, addresses: Addresses, url: &str, generated: Option<&Path>) -> String {
+    let folder = config.storage.folder.display();
+    let mut text = format!("databroker {} serves {url}\n", env!("CARGO_PKG_VERSION"));
+    text += &match config.storage.medium {
+        Medium::File => format!("  records   {folder}\n"),
+        Medium::Memory => "  records   in memory: they are gone when the broker ends\n".to_owned(),
+    };
+    if let Some(path) = generated {
+        text += &format!("  secret    generated into {}: clients need it as `shared_secret`\n", path.display());
+    } else if config.secrets.current.is_none() {
+        text += &format!("  secret    {}\n", config.storage.generated_secret().display());
+    }
+    text += &format!("  health    http://{}/readyz\n", reachable(addresses.health));
+    text += &format!("  metrics   http://{}/metrics\n", reachable(addresses.metrics));
+    let folder = if config.storage.folder == Path::new("./databroker-data") {
+        String::new()
+    } else {
+        format!(" --data-dir {folder}")
+    };
+    text + &format!("Next, in another terminal: databroker info{folder}\n")
+}
+
+/// Where a client on this machine finds an address that means "everywhere".
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    address
+}

@@ -1,1 +1,35 @@
-//! (to come)
+//! Signals: the first one asks the broker to end in good order, the second ends it at once.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The exit code after a second signal.
+const AT_ONCE: i32 = 130;
+
+/// A token that the first SIGTERM or SIGINT cancels.
+///
+/// # Errors
+/// When the system does not let us listen for signals.
+pub fn on_signal() -> io::Result<CancellationToken> {
+    let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let closing = CancellationToken::new();
+    let token = closing.clone();
+    tokio::spawn(async move {
+        next(&mut signals).await;
+        tracing::info!("stopping; a second signal ends the process at once");
+        token.cancel();
+        next(&mut signals).await;
+        tracing::warn!("stopped at once by a second signal");
+        std::process::exit(AT_ONCE);
+    });
+    Ok(closing)
+}
+
+async fn next(signals: &mut (Signal, Signal)) {
+    tokio::select! {
+        _ = signals.0.recv() => {}
+        _ = signals.1.recv() => {}
+    }
+}

@@ -1,1 +1,181 @@
-//! (to come)
+//! The tools for people: they speak the public gRPC interface and nothing else, so any databroker can be the server.
+//!
+//! Not here: serving, and the server's configuration.
+
+pub mod bench;
+pub mod connect;
+pub mod decode;
+mod dump;
+pub mod duration;
+mod export;
+pub mod failure;
+mod import;
+mod info;
+mod lease;
+mod options;
+pub mod output;
+mod progress;
+pub mod record;
+mod records;
+mod sessions;
+#[cfg(test)]
+mod standin;
+#[cfg(test)]
+mod tests;
+mod types;
+mod watch;
+
+use std::{io, process::ExitCode};
+
+use clap::{Args, Subcommand};
+use clap_complete::Shell;
+
+use self::{
+    connect::{ConnectArgs, Connection},
+    failure::{EXIT_CODES, Failure},
+    lease::LeaseCommand,
+    output::{Output, OutputArgs},
+};
+
+/// What the binary can do besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show one record
+    #[command(after_help = EXIT_CODES)]
+    Get(Tool<records::Get>),
+    /// Store records, all or none
+    #[command(after_help = EXIT_CODES)]
+    Put(Tool<records::Put>),
+    /// Delete records
+    #[command(after_help = EXIT_CODES)]
+    Delete(Tool<records::Delete>),
+    /// Find records
+    #[command(after_help = EXIT_CODES)]
+    Query(Tool<records::Query>),
+    /// List the types of which there are records
+    #[command(after_help = EXIT_CODES)]
+    Types(Tool<records::Types>),
+    /// Follow changes as they happen
+    #[command(after_help = EXIT_CODES)]
+    Watch(Tool<watch::Watch>),
+    /// Show versions, record types with their counts, options, and how fast the server answers
+    #[command(after_help = EXIT_CODES)]
+    Info(Tool<info::Info>),
+    /// Show and change what applies to all records of a type: capacity, time to live, indexed fields
+    #[command(after_help = EXIT_CODES)]
+    Options(Tool<Group<options::OptionsCommand>>),
+    /// Take, keep and give back leases: named locks that end by themselves
+    #[command(after_help = EXIT_CODES)]
+    Lease(Tool<Group<LeaseCommand>>),
+    /// Show who is logged in, and log them out
+    #[command(after_help = EXIT_CODES)]
+    Sessions(Tool<Group<sessions::SessionsCommand>>),
+    /// Write all records and options into a file
+    #[command(after_help = EXIT_CODES)]
+    Export(export::Export),
+    /// Put all records and options of an export into a server
+    #[command(after_help = EXIT_CODES)]
+    Import(import::Import),
+    // `Bench(bench::Args)` comes here, and its arm into `execute`.
+    /// Print a script that lets a shell complete the commands
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// A tool that asks one server and prints what it answers.
+#[derive(Debug, Args)]
+pub struct Tool<T: Args> {
+    #[command(flatten)]
+    tool: T,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// What a tool asks of a server, and prints.
+pub trait Ask: Send {
+    /// Asks, and prints the answer.
+    fn run(self, connection: &Connection, output: &mut Output) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+impl<T: Args + Ask> Tool<T> {
+    async fn run(self, open: impl FnOnce(OutputArgs) -> Output) -> Result<(), Failure> {
+        let connection = self.connect.connect().await?;
+        self.tool.run(&connection, &mut open(self.output)).await
+    }
+}
+
+/// A tool that has subcommands.
+#[derive(Debug, Args)]
+pub struct Group<T: Subcommand> {
+    #[command(subcommand)]
+    command: T,
+}
+
+impl<T: Subcommand + Ask> Ask for Group<T> {
+    async fn run(self, connection: &Connection, output: &mut Output) -> Result<(), Failure> {
+        self.command.run(connection, output).await
+    }
+}
+
+/// Runs a tool to its end, or until Ctrl-C. `root` is the whole command line, for its completions.
+pub async fn run(command: Command, root: clap::Command) -> ExitCode {
+    let outcome = match &command {
+        // It must give the lease back, and so waits for the signal by itself.
+        Command::Lease(Tool { tool: Group { command: LeaseCommand::Run(_) }, .. }) => {
+            execute(command, root, Output::stdout).await
+        }
+        // There is no other way to end it.
+        Command::Watch(_) => {
+            interruptible(execute(command, root, Output::stdout)).await.or_else(|failure| match failure {
+                Failure::Interrupted => Ok(()),
+                failure => Err(failure),
+            })
+        }
+        _ => interruptible(execute(command, root, Output::stdout)).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn interruptible(tool: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        outcome = tool => outcome,
+        signal = tokio::signal::ctrl_c() => match signal {
+            Ok(()) => Err(Failure::Interrupted),
+            Err(error) => Err(Failure::Failed(format!("cannot wait for signals: {error}"))),
+        },
+    }
+}
+
+/// `open` says where the results go.
+async fn execute(
+    command: Command,
+    mut root: clap::Command,
+    open: impl FnOnce(OutputArgs) -> Output,
+) -> Result<(), Failure> {
+    match command {
+        Command::Get(tool) => tool.run(open).await,
+        Command::Put(tool) => tool.run(open).await,
+        Command::Delete(tool) => tool.run(open).await,
+        Command::Query(tool) => tool.run(open).await,
+        Command::Types(tool) => tool.run(open).await,
+        Command::Watch(tool) => tool.run(open).await,
+        Command::Info(tool) => tool.run(open).await,
+        Command::Options(tool) => tool.run(open).await,
+        Command::Lease(tool) => tool.run(open).await,
+        Command::Sessions(tool) => tool.run(open).await,
+        Command::Export(export) => export.run().await,
+        Command::Import(import) => import.run(open).await,
+        Command::Completions { shell } => {
+            let name = root.get_name().to_owned();
+            clap_complete::generate(shell, &mut root, name, &mut io::stdout());
+            Ok(())
+        }
+    }
+}

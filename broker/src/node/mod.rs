@@ -1,15 +1,51 @@
 //! This process as a member of a cluster: where writes go, and when a read may be answered.
 //!
+//! ```text
+//!   propose ─▶ coalesce ─▶ raft::Replica ─▶ … ─▶ Answer
+//!   fence ──▶ at once on a lone leader, else the leader's read index ─▶ Snapshot
+//! ```
+//!
 //! Not here: openraft (`raft`), gRPC (`server`).
 
-use std::sync::Arc;
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
-use tokio::sync::watch;
-
-use crate::store::{
-    Progress, Reader, Snapshot,
-    command::{Answer, Kind},
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
 };
+
+use self::{
+    coalesce::{Proposal, Room},
+    tracker::Requests,
+};
+use crate::{
+    raft::{
+        Replica,
+        runtime::{Clock, Failure, Runtime, Tokio},
+    },
+    store::{
+        Progress, Reader, Snapshot,
+        command::{Answer, Kind},
+    },
+};
+
+mod coalesce;
+mod fence;
+mod open;
+pub mod route;
+mod sweep;
+mod tracker;
+
+pub use self::{
+    open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
+    sweep::ChangeLog,
+};
+
+/// Requests that may be under way at once: half of what the store remembers answers for.
+const REQUESTS_MAX: usize = 4096;
+/// Bytes of requests that may be under way at once. A single larger one may go alone.
+const REQUEST_BYTES_MAX: usize = 64 << 20;
 
 /// Why a request could not be placed.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +70,38 @@ pub enum Error {
     },
 }
 
+/// Why something stopped that is not to stop.
+fn stopped(failure: &Failure) -> Error {
+    failure.reason().map_or(Error::ShuttingDown, |reason| Error::Failed { reason: reason.to_string() })
+}
+
 /// A handle on the running node. Cloning is cheap.
-#[derive(Clone)]
-pub struct Node {}
+pub struct Node<R: Runtime = Tokio> {
+    shared: Arc<Shared<R>>,
+}
+
+impl<R: Runtime> Clone for Node<R> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+struct Shared<R: Runtime> {
+    replica: Replica<R>,
+    reader: Reader,
+    name: String,
+    hold: Duration,
+    clock: Arc<dyn Clock>,
+    failure: Failure,
+    requests: Requests,
+    proposals: mpsc::Sender<Proposal>,
+    fences: mpsc::Sender<fence::Waiter>,
+    request_room: Arc<Semaphore>,
+    byte_room: Arc<Semaphore>,
+    stopping: watch::Sender<bool>,
+    /// The thread of openraft's runtime; none where the node runs on its caller's.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
 
 /// What the node says about itself.
 #[derive(Clone, Debug, Default)]
@@ -61,32 +126,156 @@ pub struct Status {
     pub voters: usize,
 }
 
-impl Node {
+impl<R: Runtime> Node<R> {
     /// Proposes a command and waits for its answer.
     ///
-    /// Held during elections up to the hold time; takes effect at most once.
+    /// Held during elections up to the hold time; takes effect at most once. A caller that goes away does not take
+    /// its command with it.
+    ///
+    /// # Errors
+    /// See [`Error`]. After [`Error::NoLeader`] and [`Error::ShuttingDown`] the command may still take effect.
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
-        let _ = kind;
-        todo!()
+        let shared = &self.shared;
+        self.ready()?;
+        let deadline = Instant::now() + shared.hold;
+        let room = timeout_at(deadline, self.room(prost_len(&kind))).await.map_err(|_| Error::Overloaded)??;
+        self.send(Proposal::new(kind, Some(shared.requests.begin()), Some(room), deadline)).await
+    }
+
+    /// Proposes a command of the leader itself: without an identity, for it does no harm twice, and without taking
+    /// room from clients.
+    async fn propose_own(&self, kind: Kind) -> Result<Answer, Error> {
+        self.send(Proposal::new(kind, None, None, Instant::now() + self.shared.hold)).await
+    }
+
+    async fn send(
+        &self,
+        (proposal, answer): (Proposal, oneshot::Receiver<Result<Answer, Error>>),
+    ) -> Result<Answer, Error> {
+        self.shared.proposals.send(proposal).await.map_err(|_| stopped(&self.shared.failure))?;
+        answer.await.unwrap_or_else(|_| Err(stopped(&self.shared.failure)))
+    }
+
+    async fn room(&self, bytes: usize) -> Result<Room, Error> {
+        let bytes = u32::try_from(bytes.min(REQUEST_BYTES_MAX)).unwrap_or(u32::MAX);
+        let closed = |_| stopped(&self.shared.failure);
+        let request = self.shared.request_room.clone().acquire_owned().await.map_err(closed)?;
+        let bytes = self.shared.byte_room.clone().acquire_many_owned(bytes).await.map_err(closed)?;
+        Ok((request, bytes))
+    }
+
+    fn ready(&self) -> Result<(), Error> {
+        if self.is_stopping() || self.shared.failure.reason().is_some() {
+            return Err(stopped(&self.shared.failure));
+        }
+        if !self.role().initialized {
+            return Err(Error::NotInitialized);
+        }
+        Ok(())
     }
 
     /// A snapshot that holds everything acknowledged, or streamed, anywhere in the cluster before the call.
+    ///
+    /// # Errors
+    /// No leader could be asked within the hold time, or the node is at its end.
     pub async fn fence(&self) -> Result<Arc<Snapshot>, Error> {
-        todo!()
+        self.ready()?;
+        let snapshot = self.shared.reader.snapshot();
+        if self.needs_no_fence(&snapshot) {
+            return Ok(snapshot);
+        }
+        let deadline = Instant::now() + self.shared.hold;
+        timeout_at(deadline, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        Ok(self.shared.reader.snapshot())
+    }
+
+    /// The only voter leads, and has applied an entry of its own term: then everything acknowledged, now or before a
+    /// restart, has been applied and published.
+    fn needs_no_fence(&self, snapshot: &Snapshot) -> bool {
+        let role = self.role();
+        role.leads && role.alone && snapshot.progress().applied.is_some_and(|applied| applied.term == role.term)
+    }
+
+    async fn reach_fence(&self) -> Result<(), Error> {
+        let (waiter, reached) = oneshot::channel();
+        let stopped = || stopped(&self.shared.failure);
+        self.shared.fences.send(waiter).await.map_err(|_| stopped())?;
+        reached.await.map_err(|_| stopped())
     }
 
     /// For streams and for reads that need no fence.
     pub fn reader(&self) -> &Reader {
-        todo!()
+        &self.shared.reader
     }
 
     /// Moves with every applied batch.
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        todo!()
+        self.shared.replica.progress()
+    }
+
+    /// What this node is for routing.
+    pub fn route_role(&self) -> route::Role {
+        match self.role() {
+            crate::raft::Role { voters: 0 | 1, .. } => route::Role::Standalone,
+            crate::raft::Role { leads: true, .. } => route::Role::Leader,
+            crate::raft::Role { leads: false, .. } => route::Role::Follower,
+        }
     }
 
     /// A moment's picture of the node.
     pub fn status(&self) -> Status {
-        todo!()
+        let (role, picture) = (self.role(), self.shared.replica.picture());
+        Status {
+            cluster_id: self.shared.reader.snapshot().cluster_id().map(str::to_owned),
+            node_id: self.shared.replica.node_id(),
+            name: self.shared.name.clone(),
+            leader: role.leads,
+            term: role.term,
+            last_log_index: picture.last_log_index,
+            committed_index: picture.committed_index,
+            applied_index: picture.applied_index,
+            voters: role.voters,
+        }
+    }
+
+    /// Resolves with the reason once the node has failed for good: the process is to end.
+    pub async fn failed(&self) -> String {
+        self.shared.failure.wait().await.to_string()
+    }
+
+    /// Why the node has failed, if it has.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.reason().map(|reason| reason.to_string())
+    }
+
+    /// Stops: nothing new is taken, what was applied is brought to the disk, all threads end. What is still under way
+    /// fails with [`Error::ShuttingDown`].
+    pub async fn shutdown(self) {
+        self.shared.stopping.send_replace(true);
+        let thread = self.shared.thread.lock().take();
+        match thread {
+            // A panic in it was reported; there is nothing else to say.
+            Some(thread) => drop(tokio::task::spawn_blocking(move || thread.join()).await),
+            None => self.shared.replica.shutdown().await,
+        }
+    }
+
+    fn role(&self) -> crate::raft::Role {
+        *self.shared.replica.role().borrow()
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.shared.clock
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.shared.stopping.borrow()
     }
 }
+
+fn prost_len(kind: &Kind) -> usize {
+    kind.encoded_len()
+}
+
+#[cfg(test)]
+mod tests;

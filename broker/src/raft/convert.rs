@@ -14,7 +14,7 @@ use crate::store::Position;
 
 /// Why a message is none of Raft's values.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// The bytes are no such message.
     #[error("{what} of {bytes} bytes cannot be decoded: {source}")]
     Malformed {

@@ -5,7 +5,6 @@
 
 use std::{io, sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
 use openraft::{
     RaftSnapshotBuilder,
@@ -20,53 +19,14 @@ use super::{
     retention::{Ledger, Retention},
     runtime::{self, Failure, Lane, Runtime},
 };
-use crate::store::{self, Position, Progress, Step, command::Answer};
-
-/// What the log drives: the store, or a stand-in for it. The methods are those of [`store::Store`].
-pub trait StateMachine: Send + 'static {
-    /// The last applied position, and the last membership with its position.
-    fn applied(&self) -> (Option<Position>, Option<(Position, Bytes)>);
-
-    /// Applies entries as one batch and publishes the result before it returns. One list of answers per step.
-    ///
-    /// # Errors
-    /// Every error is final.
-    fn apply(&mut self, steps: Vec<(Position, Step)>) -> Result<Vec<Vec<Answer>>, store::Error>;
-
-    /// Returns when all that was applied is on the disk.
-    ///
-    /// # Errors
-    /// Every error is final.
-    fn sync(&self) -> Result<(), store::Error>;
-
-    /// The numbers of what was published last.
-    fn progress(&self) -> Progress;
-}
-
-impl StateMachine for store::Store {
-    fn applied(&self) -> (Option<Position>, Option<(Position, Bytes)>) {
-        Self::applied(self)
-    }
-
-    fn apply(&mut self, steps: Vec<(Position, Step)>) -> Result<Vec<Vec<Answer>>, store::Error> {
-        Self::apply(self, steps)
-    }
-
-    fn sync(&self) -> Result<(), store::Error> {
-        Self::sync(self)
-    }
-
-    fn progress(&self) -> Progress {
-        self.reader().progress()
-    }
-}
+use crate::store::{self, Position, Progress, Step, Store};
 
 /// What one batch holds at most: it lies in memory twice, and nobody in it is answered before its end.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 const BATCH_ENTRIES_MAX: usize = 1024;
 
 /// openraft's view of the store.
-pub struct Machine {
+pub(super) struct Machine {
     shared: Arc<Shared>,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -74,7 +34,7 @@ pub struct Machine {
 
 pub(super) struct Shared {
     /// Only the lane locks it, but at open.
-    store: Mutex<Box<dyn StateMachine>>,
+    store: Mutex<Store>,
     lane: Arc<dyn Lane>,
     progress: watch::Sender<Progress>,
     failure: Failure,
@@ -92,7 +52,7 @@ impl Machine {
     /// # Errors
     /// The store cannot be synced, or what it holds makes no sense.
     pub(super) fn open(
-        store: Box<dyn StateMachine>,
+        store: Store,
         lane: Arc<dyn Lane>,
         failure: Failure,
         observer: Arc<dyn Observer>,
@@ -104,7 +64,7 @@ impl Machine {
             convert::stored_membership(membership).map_err(|e| store::Error::Damaged { what: e.to_string() })?;
         let applied = applied.map(convert::log_id);
         let shared = Shared {
-            progress: watch::Sender::new(store.progress()),
+            progress: watch::Sender::new(store.reader().progress()),
             store: Mutex::new(store),
             lane,
             failure,
@@ -153,7 +113,7 @@ impl Shared {
         for (responder, answers) in waiting.into_iter().zip(answers) {
             responder.into_iter().for_each(|responder| responder.send(answers.clone()));
         }
-        let progress = store.progress();
+        let progress = store.reader().progress();
         self.progress.send_if_modified(|before| std::mem::replace(before, progress) != progress);
         Ok(())
     }
@@ -218,10 +178,10 @@ impl<R: Runtime> Batch<R> {
 
 /// What a snapshot carries besides its metadata: nothing yet, for a lone voter never sends one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SnapshotData;
+pub(super) struct SnapshotData;
 
 /// Makes a snapshot: brings to the disk what the store had applied, so that the log may be purged up to there.
-pub struct SnapshotBuilder {
+pub(super) struct SnapshotBuilder {
     shared: Arc<Shared>,
     meta: SnapshotMeta,
 }

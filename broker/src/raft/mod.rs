@@ -30,7 +30,6 @@ mod retention;
 pub mod runtime;
 
 pub use log::{Error as LogError, Log, Options as LogOptions, SPACES as LOG_SPACES};
-pub use machine::StateMachine;
 pub use replica::{Error, Parts, Picture, Refusal, Replica, Role, Submitted, Timers};
 pub use retention::Retention;
 

@@ -18,11 +18,11 @@ use tokio::sync::watch;
 use super::{
     Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
     log::{self, Log},
-    machine::{self, Machine, StateMachine},
+    machine::{self, Machine},
     network::NoPeers,
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
 };
-use crate::store::{self, Progress, command::Answer, engine::Engine};
+use crate::store::{self, Progress, Store, command::Answer, engine::Engine};
 
 /// When a follower misses its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Parts {
     /// How the log is opened.
     pub log: log::Options,
     /// What the log drives.
-    pub store: Box<dyn StateMachine>,
+    pub store: Store,
     /// Where disk work is done.
     pub executor: Arc<dyn Executor>,
     /// The clock.
@@ -147,12 +147,13 @@ pub struct Replica<R: Runtime = Tokio> {
     machine: Arc<machine::Shared>,
     role: watch::Receiver<Role>,
     node_id: NodeId,
+    starts: u64,
 }
 
 impl<R: Runtime> Clone for Replica<R> {
     fn clone(&self) -> Self {
-        let Self { raft, machine, role, node_id } = self;
-        Self { raft: raft.clone(), machine: machine.clone(), role: role.clone(), node_id: *node_id }
+        let Self { raft, machine, role, node_id, starts } = self;
+        Self { raft: raft.clone(), machine: machine.clone(), role: role.clone(), node_id: *node_id, starts: *starts }
     }
 }
 
@@ -186,12 +187,12 @@ impl<R: Runtime> Replica<R> {
         let log = Log::open(log_engine, log, &*executor, clock, &failure, observer.clone())?;
         let lane = executor.lane("apply", &failure).map_err(Error::Thread)?;
         let machine = Machine::open(store, lane, failure.clone(), observer, retention).map_err(Error::Store)?;
-        let (node_id, shared) = (log.node_id(), machine.shared());
+        let (node_id, starts, shared) = (log.node_id(), log.starts(), machine.shared());
         let raft = openraft::Raft::new(node_id, config, NoPeers, log, machine)
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
-        let replica = Self { raft, machine: shared, role, node_id };
+        let replica = Self { raft, machine: shared, role, node_id, starts };
         R::spawn(replica.clone().follow_role(announce, failure));
         R::spawn(replica.clone().follow_size());
         replica.campaign_if_alone().await?;
@@ -201,6 +202,11 @@ impl<R: Runtime> Replica<R> {
     /// This disk's node id.
     pub fn node_id(&self) -> NodeId {
         self.node_id
+    }
+
+    /// How often this disk was opened, this time included.
+    pub fn starts(&self) -> u64 {
+        self.starts
     }
 
     /// Changes when leadership or membership change.

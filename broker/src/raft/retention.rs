@@ -83,14 +83,20 @@ mod tests {
         Ledger::new(Retention { sync_bytes: 8 << 20, keep_bytes: 4 << 20, ..Retention::default() })
     }
 
+    fn apply(ledger: &mut Ledger, entries: u64, bytes: u64) {
+        for index in 0..entries {
+            ledger.applied(index, bytes);
+        }
+    }
+
     #[test]
     fn many_small_entries_and_a_few_large_ones_are_cut_at_the_same_bytes() {
         let mut small = ledger();
-        (0..20 << 10).for_each(|index| drop(small.applied(index, 1 << 10)));
+        apply(&mut small, 20 << 10, 1 << 10);
         let cut = small.purge_upto().unwrap();
         assert!((14 << 10..16 << 10).contains(&cut), "{cut}");
         let mut large = ledger();
-        (0..20).for_each(|index| drop(large.applied(index, 1 << 20)));
+        apply(&mut large, 20, 1 << 20);
         assert!((14..16).contains(&large.purge_upto().unwrap()));
         assert!(small.places.len() < 10 && large.places.len() < 10);
     }
@@ -98,7 +104,7 @@ mod tests {
     #[test]
     fn nothing_is_cut_below_the_bound() {
         let mut ledger = ledger();
-        (0..4).for_each(|index| drop(ledger.applied(index, 1 << 20)));
+        apply(&mut ledger, 4, 1 << 20);
         assert_eq!(ledger.purge_upto(), None);
     }
 

@@ -1,1 +1,204 @@
-//! (to come)
+//! The gRPC edge: decode, call, encode. And the HTTP port beside it, for those who watch.
+//!
+//! ```text
+//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ auth (token) ─▶ routes ─▶ records, sync, query,
+//!                                                                                  registry, checkpoint, health
+//! ```
+//!
+//! Not here: what a command does, who leads, what lies on disk. Errors become statuses in `status` alone.
+
+mod auth;
+mod calls;
+mod checkpoint;
+mod edge;
+mod files;
+mod health;
+mod http;
+mod listener;
+mod metrics;
+mod query;
+mod records;
+mod registry;
+mod status;
+mod streams;
+mod sync;
+mod tls;
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+
+use ::http::{Request, Response};
+use axum::Router;
+use databroker_proto::{
+    SERVICES_DESCRIPTOR_SET,
+    databroker::{
+        checkpoint_service_server::CheckpointServiceServer, data_broker_service_server::DataBrokerServiceServer,
+    },
+    registry::registry_server::RegistryServer,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tonic_health::pb::health_server::HealthServer;
+use tower::{Service, ServiceBuilder};
+
+use crate::{
+    config::{Grpc, Http, Secrets},
+    node::Node,
+};
+pub use auth::{KeyError, read_key};
+use edge::Edge;
+use http::Pages;
+use listener::Listener;
+pub use metrics::DiskTimes;
+use metrics::{Calls, Metrics};
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port cannot be had.
+    #[error("cannot listen on {address} for {what}: {source}")]
+    Bind {
+        /// What it is for.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// There are no keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// There is no TLS.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The interface's own description cannot be read.
+    #[error("cannot describe the services: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A server whose ports are open.
+pub struct Server {
+    grpc: Listener,
+    routes: Routes,
+    calls: Calls,
+    auth: auth::AuthLayer,
+    pages: Vec<(TcpListener, Router)>,
+    addresses: Addresses,
+    closing: CancellationToken,
+}
+
+/// Where a server listens, with real ports.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The gRPC interface.
+    pub grpc: SocketAddr,
+    /// Health checks.
+    pub health: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+}
+
+impl Server {
+    /// Opens the ports. `closing` is how the server is told to stop.
+    ///
+    /// # Errors
+    /// When a port, a key or a certificate cannot be had.
+    pub async fn bind(
+        node: &Node,
+        grpc: &Grpc,
+        http: &Http,
+        secrets: &Secrets,
+        disk: &DiskTimes,
+        closing: CancellationToken,
+    ) -> Result<Self, Error> {
+        let keys = auth::Keys::load(secrets)?;
+        let tls = grpc.tls.as_ref().map(tls::server_config).transpose()?;
+        let failed = |what, address| move |source| Error::Bind { what, address, source };
+        let listening = Listener::bind(grpc.address, tls, grpc.limits.clone()).await;
+        let listener = listening.map_err(failed("gRPC", grpc.address))?;
+
+        let streams = streams::Streams::new(grpc.limits.streams_max);
+        let calls = Calls::default();
+        let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
+        let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
+        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics };
+        let edge = Edge::new(node.clone(), streams, closing.clone());
+        let routes = routes(&edge, grpc.limits.request_bytes_max)?;
+        let (pages, health, metrics) = open_pages(http, pages).await?;
+        let grpc_address = listener.address().map_err(failed("gRPC", grpc.address))?;
+        let addresses = Addresses { grpc: grpc_address, health, metrics };
+        Ok(Self { grpc: listener, routes, calls, auth, pages, addresses, closing })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until told to stop, and until every request under way has ended. The HTTP side answers to the last.
+    pub async fn serve(self) {
+        let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
+        let service = layered(self.routes, self.calls, self.auth);
+        self.grpc.serve(service, self.closing).await;
+        for page in pages {
+            page.abort();
+        }
+    }
+}
+
+fn layered(
+    routes: Routes,
+    calls: Calls,
+    auth: auth::AuthLayer,
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ 'static {
+    ServiceBuilder::new().layer(calls::CallLayer(calls)).layer(auth).service(routes)
+}
+
+fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(SERVICES_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let records = DataBrokerServiceServer::new(records::Records(edge.clone()));
+    Ok(Routes::new(records.max_decoding_message_size(request_bytes_max))
+        .add_service(CheckpointServiceServer::new(checkpoint::Checkpoints(edge.clone())))
+        .add_service(RegistryServer::new(registry::Services(edge.clone())))
+        .add_service(HealthServer::new(health::Health(edge.closing.clone())))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare())
+}
+
+/// Opens the ports of the HTTP side: one, or two if metrics have their own.
+async fn open_pages(http: &Http, pages: Pages) -> Result<(Vec<(TcpListener, Router)>, SocketAddr, SocketAddr), Error> {
+    let health = http::health(pages.clone());
+    let metrics = http::metrics(pages);
+    match http.metrics.filter(|address| *address != http.health) {
+        None => {
+            let (tcp, address) = bind_page("health and metrics", http.health).await?;
+            Ok((vec![(tcp, health.merge(metrics))], address, address))
+        }
+        Some(own) => {
+            let (health_tcp, health_address) = bind_page("health", http.health).await?;
+            let (metrics_tcp, metrics_address) = bind_page("metrics", own).await?;
+            Ok((vec![(health_tcp, health), (metrics_tcp, metrics)], health_address, metrics_address))
+        }
+    }
+}
+
+async fn bind_page(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Bind { what, address, source };
+    let tcp = listener::bind(address).await.map_err(failed)?;
+    let address = tcp.local_addr().map_err(failed)?;
+    Ok((tcp, address))
+}
+
+async fn serve_page(tcp: TcpListener, router: Router) {
+    if let Err(error) = axum::serve(tcp, router).await {
+        tracing::error!(%error, "the HTTP side has ended");
+    }
+}

@@ -43,7 +43,7 @@ use crate::store::engine::{self, Durability, Engine, Space, View};
 pub const SPACES: [&str; 2] = ["entries", "metadata"];
 /// `u64` index → encoded `LogEntry`.
 const ENTRIES: Space = Space(0);
-/// `vote`, `committed`, `purged` → that; `sequence` → `u64` number of the last batch; `node_id` → `u64`.
+/// `vote`, `committed`, `purged` → that; `sequence` → `u64` number of the last batch; `node_id`, `starts` → `u64`.
 const METADATA: Space = Space(1);
 
 /// What may wait for the disk, in bytes of entries. The node bounds what it proposes; this bounds what a leader sends.
@@ -114,6 +114,7 @@ struct Shared {
     room: Arc<Semaphore>,
     failure: Failure,
     node_id: NodeId,
+    starts: u64,
 }
 
 #[derive(Default)]
@@ -150,10 +151,8 @@ impl Log {
         });
         let (durability, position) = (options.durability, found.position);
         let mut writer = Writer { engine, durability, mark, position, doomed: found.doomed, observer };
-        let node_id = match found.node_id {
-            Some(id) => id,
-            None => writer.found_node(options.fresh_node_id)?,
-        };
+        let node_id = found.node_id.unwrap_or(options.fresh_node_id);
+        writer.begin(node_id, found.starts + 1)?;
         let shared = Shared {
             state: Mutex::new(State { tail: found.tail, ..State::default() }),
             writer: Mutex::new(writer),
@@ -162,6 +161,7 @@ impl Log {
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             failure: failure.clone(),
             node_id,
+            starts: found.starts + 1,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -169,6 +169,11 @@ impl Log {
     /// This disk's node id.
     pub fn node_id(&self) -> NodeId {
         self.shared.node_id
+    }
+
+    /// How often this disk was opened, this time included. Never the same twice.
+    pub fn starts(&self) -> u64 {
+        self.shared.starts
     }
 
     fn submit(&self, order: Order) -> io::Result<()> {
@@ -213,10 +218,9 @@ impl Log {
         let (wanted, view) = oneshot::channel();
         self.submit(Order::View(wanted))?;
         let view = view.await.map_err(|_| stopped())?;
-        let range = found.in_engine.clone();
-        let mut entries = runtime::call(&*self.shared.side_lane, move || load(&*view, range, bytes_max)).await??;
-        let end = entries.last().map_or(found.in_engine.start, |entry| entry.log_id.index + 1);
-        if end == found.in_engine.end {
+        let old = move || load(&*view, found.in_engine, bytes_max);
+        let (mut entries, complete) = runtime::call(&*self.shared.side_lane, old).await??;
+        if complete {
             entries.extend(found.in_memory);
         }
         Ok(entries)
@@ -276,19 +280,19 @@ impl Shared {
 }
 
 impl Writer {
-    /// Gives the log its node id, and the disk its first promise.
-    fn found_node(&mut self, id: NodeId) -> Result<NodeId, Error> {
+    /// Writes who this is and how often it has started.
+    fn begin(&mut self, node_id: NodeId, starts: u64) -> Result<(), Error> {
         self.position.sequence += 1;
         let number = |number: u64| Bytes::copy_from_slice(&number.to_be_bytes());
         let batch = vec![
-            writer::metadata(b"node_id", number(id)),
+            writer::metadata(b"node_id", number(node_id)),
+            writer::metadata(b"starts", number(starts)),
             writer::metadata(b"sequence", number(self.position.sequence)),
         ];
+        // Always synced: the numbers of requests depend on it.
         self.engine.commit(batch, Durability::Synced).map_err(Error::Write)?;
-        if let Some(keeper) = &self.mark {
-            keeper.mark.write(self.position).map_err(Error::MarkWrite)?;
-        }
-        Ok(id)
+        let mark = self.mark.as_ref().map_or(Ok(()), |keeper| keeper.mark.write(self.position));
+        mark.map_err(Error::MarkWrite)
     }
 }
 
@@ -321,6 +325,7 @@ struct Found {
     tail: Tail,
     position: mark::Position,
     node_id: Option<NodeId>,
+    starts: u64,
     doomed: Range<u64>,
 }
 
@@ -329,6 +334,7 @@ impl Found {
         let view = engine.view().map_err(Error::Read)?;
         let metadata = |name: &str| view.get(METADATA, name.as_bytes()).map_err(Error::Read);
         let log_id = |name: &str| metadata(name)?.map(|bytes| convert::decode_log_id(&bytes)).transpose().map_err(odd);
+        let counter = |name: &str| metadata(name)?.map(|bytes| number(&bytes)).transpose();
         let vote = metadata("vote")?.map(|bytes| convert::decode_vote(&bytes)).transpose().map_err(odd)?;
         let (purged, committed) = (log_id("purged")?, log_id("committed")?);
         let mut entries = view.range(ENTRIES, (Bound::Unbounded, Bound::Unbounded));
@@ -341,14 +347,13 @@ impl Found {
         if start > next_purged {
             return Err(Error::Damaged { what: format!("the entries from {next_purged} to {start} are missing") });
         }
-        let position = mark::Position {
-            sequence: metadata("sequence")?.map(|bytes| number(&bytes)).transpose()?.unwrap_or(0),
-            last_index: last.map_or(0, |id| id.index),
-        };
-        let node_id = metadata("node_id")?.map(|bytes| number(&bytes)).transpose()?;
+        let position =
+            mark::Position { sequence: counter("sequence")?.unwrap_or(0), last_index: last.map_or(0, |id| id.index) };
+        let node_id = counter("node_id")?;
         // Saved too early by half: see `Tail::committed_below`.
         let tail = Tail::new(last, purged, vote, committed.min(last));
-        Ok(Self { tail, position, node_id, doomed: start..next_purged })
+        let starts = counter("starts")?.unwrap_or(0);
+        Ok(Self { tail, position, node_id, starts, doomed: start..next_purged })
     }
 }
 
@@ -371,8 +376,9 @@ fn entry_of((key, value): (Bytes, Bytes)) -> Result<Entry, Error> {
     Ok(entry)
 }
 
-/// Entries of a range, in order and without holes; after `bytes_max` it stops, but not before the first.
-fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+/// Entries of a range, in order and without holes, and whether these are all; after `bytes_max` it stops, but not before
+/// the first.
+fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<(Vec<Entry>, bool)> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut bytes = 0;
     let bounds = (Bound::Included(writer::key(range.start)), Bound::Excluded(writer::key(range.end)));
@@ -384,11 +390,11 @@ fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<
         }
         bytes += tail::size(&entry);
         if bytes > bytes_max && !entries.is_empty() {
-            break;
+            return Ok((entries, false));
         }
         entries.push(entry);
     }
-    Ok(entries)
+    Ok((entries, true))
 }
 
 fn range_of(bounds: &impl RangeBounds<u64>) -> Range<u64> {

@@ -1,35 +1,63 @@
-//! The engine on disk: one fjall database in one folder, one keyspace per space.
+//! The engine on disk: one fjall database in one folder, all spaces in one tree.
+//!
+//! ```text
+//!   space (1 byte) key → value     what was committed
+//!   ff                 → u64       the number of the last batch, put by each batch as its first entry
+//! ```
+//!
+//! Why one tree and not a fjall keyspace per space: fjall writes each keyspace's tables at its own time, and a journal
+//! that was cut gives no error. What was only in the journal is then older than what was already in tables, so that
+//! spaces would contradict each other. In one tree a cut journal leaves an older whole: the tables, and as much of the
+//! journal as is left. One tree also has one set of memtables, so that memory does not grow with the number of spaces,
+//! and idle spaces do not keep journals from being removed.
 //!
 //! What fjall guarantees here, and what the code relies on:
 //! - A batch is atomic, and after a crash the batches present are a prefix of those committed, with every synced one.
 //! - A snapshot taken while a batch is being applied may show half of it, so views come from the committing thread.
 //! - After a failed write or sync the database is poisoned: every later commit fails.
 //!
-//! What it does not: a zeroed or broken page within the journal cuts everything after it without an error. Whoever
-//! must notice keeps a mark of its own.
+//! What it does not, and is checked at open, is that nothing is missing: batches in the journals are numbered without
+//! a gap, and no table has a later one than they do. What cannot be told: that the journal's end is lost beyond what
+//! is in tables. Whoever must notice keeps a mark of its own.
 
-use std::{fs, io, ops::Bound, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    ops::Bound,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use super::{
-    Batch, Durability, Engine, Error, KEY_BYTES_MAX, KeyBounds, Range, Space, Stats, View, is_empty, refuse_unfit,
+    Batch, Durability, Engine, Error, KEY_BYTES_MAX, KeyBounds, Range, Space, Stats, View, is_empty, journal,
+    refuse_unfit,
 };
+
+/// The name of the one tree.
+const TREE: &str = "spaces";
 
 /// fjall panics below this bound of its journals.
 const JOURNALS_BYTES_LEAST: u64 = 64 << 20;
 
+/// The length of fjall's file `version` once it is written.
+const VERSION_BYTES: u64 = 4;
+
 /// How much memory, disk and threads a database may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FjallOptions {
-    /// Cache of blocks read from disk, in bytes, shared by all keyspaces.
+    /// Cache of blocks read from disk, in bytes.
     pub cache_bytes: u64,
-    /// Size at which a keyspace's memtable goes to disk, in bytes. Each keyspace can hold five of them. Settled when
-    /// the keyspace is created: a later value has no effect on it.
+    /// Size at which the memtable goes to disk, in bytes; there can be five of them. Settled when the database is
+    /// created: a later value has no effect on it.
     pub memtable_bytes: u64,
-    /// Journals kept before idle keyspaces are made to flush, in bytes, at least 64 MiB. Bounds the time an open takes
-    /// after a crash.
+    /// Size of the journals at which the memtable goes to disk even if it is small, in bytes, at least 64 MiB. Bounds
+    /// the time an open takes after a crash.
     pub journals_bytes_max: u64,
     /// Threads that flush and compact, at least one.
     pub worker_threads: usize,
@@ -37,49 +65,61 @@ pub struct FjallOptions {
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, memtable_bytes: 8 << 20, journals_bytes_max: 128 << 20, worker_threads: 2 }
+        Self { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 128 << 20, worker_threads: 2 }
     }
 }
 
 /// An engine on disk. The folder is locked until the engine and all its views are gone.
 pub struct Fjall {
     database: Database,
-    keyspaces: Arc<[Named]>,
-}
-
-struct Named {
-    name: String,
-    keyspace: Keyspace,
+    tree: Keyspace,
+    names: Arc<[String]>,
+    /// The number of the last batch.
+    committed: AtomicU64,
 }
 
 struct FjallView {
     snapshot: fjall::Snapshot,
-    keyspaces: Arc<[Named]>,
+    tree: Keyspace,
+    names: Arc<[String]>,
 }
 
 impl Fjall {
-    /// Opens the database in a folder, which is created if needed; so are the keyspaces, one per name, of at most 255
-    /// bytes each. The folder and what is in it are closed to other users.
+    /// Opens the database in a folder, which is created if needed, with a space per name, at most 255. The folder and what is in it
+    /// are closed to other users.
     ///
     /// # Errors
     /// [`Error::Locked`] when another process has it open, [`Error::Open`] for all else.
     pub fn open(path: &Path, names: &[&str], options: FjallOptions) -> Result<Self, Error> {
-        let refuse = |reason: String| Error::Open { path: path.display().to_string(), reason };
-        create_private(path).map_err(|error| refuse(error.to_string()))?;
-        let database = open_database(path, options)?;
-        let keyspaces = names.iter().map(|name| open_keyspace(&database, name, options)).collect::<Result<_, _>>();
-        let keyspaces = keyspaces.map_err(refuse)?;
-        close_to_others(path).map_err(|error| refuse(error.to_string()))?;
-        Ok(Self { database, keyspaces })
+        let refused = |reason: String| Error::Open { path: path.display().to_string(), reason };
+        create_private(path).map_err(|error| refused(error.to_string()))?;
+        discard_unfinished(path).map_err(|error| refused(error.to_string()))?;
+        let in_journals = journal::check(path).map_err(refused)?;
+        // On some damaged files fjall panics.
+        let opened = panic::catch_unwind(AssertUnwindSafe(|| open_tree(path, options)));
+        let opened = opened.map_err(|_| refused("a file of the database is damaged".to_owned()))?;
+        let (database, tree) = opened.map_err(|error| match error {
+            fjall::Error::Locked => Error::Locked { path: path.display().to_string() },
+            error => refused(error.to_string()),
+        })?;
+        let committed = last_number(&tree).map_err(refused)?;
+        if let Some(last) = in_journals.filter(|last| *last != committed) {
+            return Err(refused(format!("the journals end with batch {last}, but the tables have batch {committed}")));
+        }
+        close_to_others(path).map_err(|error| refused(error.to_string()))?;
+        let names = names.iter().map(ToString::to_string).collect();
+        Ok(Self { database, tree, names, committed: committed.into() })
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> fjall::Result<()> {
-        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), 1 + batch.len());
+        let number = self.committed.fetch_add(1, Ordering::Relaxed) + 1;
+        writes.insert(&self.tree, &journal::NUMBER[..], &number.to_be_bytes()[..]);
         for change in batch {
-            let Some(named) = self.keyspaces.get(usize::from(change.space.0)) else { continue };
+            let key = on_disk(change.space, &change.key);
             match change.value {
-                Some(value) => writes.insert(&named.keyspace, change.key, value),
-                None => writes.remove(&named.keyspace, change.key),
+                Some(value) => writes.insert(&self.tree, key, value),
+                None => writes.remove(&self.tree, key),
             }
         }
         let mode = match durability {
@@ -92,15 +132,15 @@ impl Fjall {
 
 impl Engine for Fjall {
     fn view(&self) -> Result<Box<dyn View>, Error> {
-        Ok(Box::new(FjallView { snapshot: self.database.snapshot(), keyspaces: Arc::clone(&self.keyspaces) }))
+        let (tree, names) = (self.tree.clone(), Arc::clone(&self.names));
+        Ok(Box::new(FjallView { snapshot: self.database.snapshot(), tree, names }))
     }
 
     fn commit(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
         let changes = batch.len();
-        refuse_unfit(&batch, self.keyspaces.len())?;
-        // fjall returns from an empty batch before it comes to the sync.
-        if batch.is_empty() && durability == Durability::Synced {
-            return self.sync();
+        refuse_unfit(&batch, self.names.len())?;
+        if batch.is_empty() {
+            return if durability == Durability::Synced { self.sync() } else { Ok(()) };
         }
         self.write(batch, durability).map_err(|error| Error::Commit { changes, reason: error.to_string() })
     }
@@ -120,20 +160,21 @@ impl Engine for Fjall {
 }
 
 impl FjallView {
-    fn named(&self, space: Space) -> Result<&Named, Error> {
-        self.keyspaces.get(usize::from(space.0)).ok_or_else(|| Error::no_such_space(space, self.keyspaces.len()))
+    fn name(&self, space: Space) -> Result<&str, Error> {
+        let name = self.names.get(usize::from(space.0)).map(String::as_str);
+        name.ok_or_else(|| Error::no_such_space(space, self.names.len()))
     }
 }
 
 /// What is returned shares memory with a whole block of the cache: copy what is kept for long.
 impl View for FjallView {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        let named = self.named(space)?;
+        let name = self.name(space)?;
         // fjall panics when asked for a key that cannot be there.
         if key.len() > KEY_BYTES_MAX {
             return Ok(None);
         }
-        let value = self.snapshot.get(&named.keyspace, key).map_err(|error| named.unreadable(&error))?;
+        let value = self.snapshot.get(&self.tree, on_disk(space, key)).map_err(|error| unreadable(name, &error))?;
         Ok(value.map(Bytes::from))
     }
 
@@ -141,58 +182,83 @@ impl View for FjallView {
         if is_empty(&bounds) {
             return Box::new(std::iter::empty());
         }
-        match self.named(space) {
-            Ok(named) => Box::new(self.snapshot.range(&named.keyspace, shorten(bounds)).map(|guard| {
-                let (key, value) = guard.into_inner().map_err(|error| named.unreadable(&error))?;
-                Ok((key.into(), value.into()))
+        match self.name(space) {
+            Ok(name) => Box::new(self.snapshot.range(&self.tree, bounds_on_disk(space, bounds)).map(move |guard| {
+                let (key, value) = guard.into_inner().map_err(|error| unreadable(name, &error))?;
+                Ok((Bytes::from(key).slice(1..), value.into()))
             })),
             Err(error) => Box::new(std::iter::once(Err(error))),
         }
     }
 }
 
-impl Named {
-    fn unreadable(&self, error: &fjall::Error) -> Error {
-        Error::Read { space: self.name.clone(), reason: error.to_string() }
-    }
+fn unreadable(space: &str, error: &fjall::Error) -> Error {
+    Error::Read { space: space.to_owned(), reason: error.to_string() }
 }
 
-/// Bounds of the same keys without a bound longer than any key, on which fjall would panic: no key lies between a long
-/// bound and its first [`KEY_BYTES_MAX`] bytes, and a key equal to those lies below the bound.
-fn shorten((low, high): KeyBounds) -> KeyBounds {
+fn on_disk(Space(number): Space, key: &[u8]) -> Vec<u8> {
+    let mut on_disk = Vec::with_capacity(1 + key.len());
+    on_disk.push(number);
+    on_disk.extend_from_slice(key);
+    on_disk
+}
+
+fn bounds_on_disk(space: Space, (low, high): KeyBounds) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+    // fjall panics on a bound that is longer than any key. No key lies between such a bound and its first bytes, and a
+    // key equal to those lies below the bound.
+    let cut = |key: &Bytes| on_disk(space, &key[..KEY_BYTES_MAX]);
     let long = |key: &Bytes| key.len() > KEY_BYTES_MAX;
     let low = match low {
-        Bound::Included(key) | Bound::Excluded(key) if long(&key) => Bound::Excluded(key.slice(..KEY_BYTES_MAX)),
-        low => low,
+        Bound::Included(key) | Bound::Excluded(key) if long(&key) => Bound::Excluded(cut(&key)),
+        Bound::Unbounded => Bound::Included(on_disk(space, &[])),
+        low => low.map(|key| on_disk(space, &key)),
     };
     let high = match high {
-        Bound::Included(key) | Bound::Excluded(key) if long(&key) => Bound::Included(key.slice(..KEY_BYTES_MAX)),
-        high => high,
+        Bound::Included(key) | Bound::Excluded(key) if long(&key) => Bound::Included(cut(&key)),
+        Bound::Unbounded => space.0.checked_add(1).map_or(Bound::Unbounded, |next| Bound::Excluded(vec![next])),
+        high => high.map(|key| on_disk(space, &key)),
     };
     (low, high)
 }
 
-fn open_database(path: &Path, options: FjallOptions) -> Result<Database, Error> {
-    let opened = Database::builder(path)
+fn last_number(tree: &Keyspace) -> Result<u64, String> {
+    let value = tree.get(journal::NUMBER).map_err(|error| error.to_string())?;
+    let number = value.map_or(Ok([0; 8]), |value| <[u8; 8]>::try_from(&value[..]));
+    number.map(u64::from_be_bytes).map_err(|_| "the number of the last batch is damaged".to_owned())
+}
+
+fn open_tree(path: &Path, options: FjallOptions) -> fjall::Result<(Database, Keyspace)> {
+    let database = Database::builder(path)
         .cache_size(options.cache_bytes)
         .max_journaling_size(options.journals_bytes_max.max(JOURNALS_BYTES_LEAST))
         .worker_threads(options.worker_threads.max(1))
-        .open();
-    let path = || path.display().to_string();
-    opened.map_err(|error| match error {
-        fjall::Error::Locked => Error::Locked { path: path() },
-        error => Error::Open { path: path(), reason: error.to_string() },
-    })
+        .open()?;
+    let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+    let tree = database.keyspace(TREE, create)?;
+    Ok((database, tree))
 }
 
-fn open_keyspace(database: &Database, name: &str, options: FjallOptions) -> Result<Named, String> {
-    // Outside of this fjall panics.
-    if !(1..=255).contains(&name.len()) {
-        return Err(format!("{name:?} cannot be the name of a keyspace"));
+/// Removes what a first start left that was killed half-way: fjall would refuse it for ever. Nothing was committed as
+/// long as there are no tables, not even those of fjall itself, which it makes after it has written its version. Should
+/// all of them be lost, a journal with batches is kept all the same.
+fn discard_unfinished(path: &Path) -> io::Result<()> {
+    let (version, tables) = (path.join("version"), path.join("keyspaces"));
+    let finished = fs::metadata(&version).is_ok_and(|version| version.len() >= VERSION_BYTES);
+    let has_tables = fs::read_dir(tables).is_ok_and(|mut tables| tables.next().is_some());
+    if finished || has_tables || !journal::are_blank(path)? {
+        return Ok(());
     }
-    let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
-    let keyspace = database.keyspace(name, create).map_err(|error| error.to_string())?;
-    Ok(Named { name: name.to_owned(), keyspace })
+    // Another process may be about to create the database: then fjall will find it locked.
+    let lock = fs::File::options().create(true).truncate(false).write(true).open(path.join("lock"))?;
+    if lock.try_lock().is_err() {
+        return Ok(());
+    }
+    [path.join("0.jnl"), version].into_iter().try_for_each(|left| fs::remove_file(left).or_else(unless_gone))
+}
+
+/// Something else may have removed a file meanwhile.
+fn unless_gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 #[cfg(unix)]
@@ -216,22 +282,19 @@ fn close_to_others(path: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     let mode = metadata.permissions().mode();
     if mode & 0o077 != 0 && !metadata.is_symlink() {
-        unless_gone_or_foreign(fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7700)))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7700)).or_else(unless_foreign)?;
     }
     if metadata.is_dir() {
         for entry in fs::read_dir(path)? {
-            unless_gone_or_foreign(close_to_others(&entry?.path()))?;
+            close_to_others(&entry?.path()).or_else(unless_foreign)?;
         }
     }
     Ok(())
 }
 
-/// Compaction may remove a file meanwhile.
 #[cfg(unix)]
-fn unless_gone_or_foreign(result: io::Result<()>) -> io::Result<()> {
-    use io::ErrorKind::{NotFound, PermissionDenied};
-
-    result.or_else(|error| if matches!(error.kind(), NotFound | PermissionDenied) { Ok(()) } else { Err(error) })
+fn unless_foreign(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { unless_gone(error) }
 }
 
 #[cfg(not(unix))]

@@ -11,12 +11,16 @@ use bytes::Bytes;
 pub mod fjall;
 pub mod memory;
 
+mod journal;
+
+#[cfg(all(test, unix))]
+mod crash;
 #[cfg(test)]
 mod suite;
 
-/// The longest key an engine takes, in bytes; it takes no empty key. fjall's limit, kept by both engines, so that
+/// The longest key an engine takes, in bytes: fjall's limit less the byte for the space. Kept by both engines, so that
 /// both answer alike.
-pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
+pub const KEY_BYTES_MAX: usize = u16::MAX as usize - 1;
 
 /// A keyspace by its position in the list of names the engine was opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,7 +40,7 @@ pub enum Durability {
 pub struct Change {
     /// Where.
     pub space: Space,
-    /// Which key, of 1 to [`KEY_BYTES_MAX`] bytes. In one batch each key occurs at most once per space.
+    /// Which key, of at most [`KEY_BYTES_MAX`] bytes. In one batch each key occurs at most once per space.
     pub key: Bytes,
     /// The new value; `None` removes the key. The engine holds on to the allocation behind it: a small slice of a
     /// large buffer keeps the whole buffer in memory.
@@ -133,7 +137,7 @@ pub enum Error {
     /// A batch holds what no engine takes: a mistake of the caller.
     #[error(
         "cannot write a key of {key_bytes} bytes with a value of {value_bytes} bytes to keyspace number {space}: \
-         there are {spaces} keyspaces, a key has 1 to {KEY_BYTES_MAX} bytes, a value less than 4 GiB"
+         there are {spaces} keyspaces, a key has at most {KEY_BYTES_MAX} bytes, a value less than 4 GiB"
     )]
     Unfit {
         /// The number of the space.
@@ -171,7 +175,7 @@ impl Error {
 fn refuse_unfit(batch: &[Change], spaces: usize) -> Result<(), Error> {
     let fits = |change: &Change| {
         usize::from(change.space.0) < spaces
-            && (1..=KEY_BYTES_MAX).contains(&change.key.len())
+            && change.key.len() <= KEY_BYTES_MAX
             && change.value.as_ref().is_none_or(|value| u32::try_from(value.len()).is_ok())
     };
     batch.iter().find(|change| !fits(change)).map_or(Ok(()), |Change { space: Space(space), key, value }| {

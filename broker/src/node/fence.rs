@@ -1,0 +1,50 @@
+//! Read fences: how a read knows that it will see everything acknowledged before it began.
+//!
+//! All reads that wait share one question to the leader. Those that come while it is under way wait for the next one,
+//! for an index asked for before they began may be too low for them.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::raft::{Refusal, Replica, runtime::Runtime};
+
+/// Reads that may wait for a fence. More are held up in [`super::Node::fence`], up to the hold time.
+pub(super) const WAITING_MAX: usize = 4096;
+
+/// How long to wait before the leader is asked again.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Told when the store here has applied what the fence demands.
+pub(super) type Waiter = oneshot::Sender<()>;
+
+/// Asks on behalf of all that wait, until the node ends.
+pub(super) async fn run<R: Runtime>(replica: Replica<R>, mut incoming: mpsc::Receiver<Waiter>) {
+    let mut waiting = Vec::new();
+    while incoming.recv_many(&mut waiting, WAITING_MAX).await > 0 {
+        if reach(&replica, &mut waiting).await.is_err() {
+            return;
+        }
+        // A reader that gave up needs no word.
+        for waiter in waiting.drain(..) {
+            waiter.send(()).ok();
+        }
+    }
+}
+
+/// Returns once this node has applied all that was committed anywhere when it asked, or when nobody waits any longer.
+async fn reach<R: Runtime>(replica: &Replica<R>, waiting: &mut Vec<Waiter>) -> Result<(), Refusal> {
+    while !waiting.is_empty() {
+        match replica.read_index().await {
+            Ok(index) => {
+                let mut progress = replica.progress();
+                let reached = progress.wait_for(|now| now.applied.is_some_and(|applied| applied.index >= index));
+                return reached.await.map(drop).map_err(|_| Refusal::Stopped);
+            }
+            Err(Refusal::Stopped) => return Err(Refusal::Stopped),
+            Err(Refusal::NotLeader { .. } | Refusal::Unknown) => tokio::time::sleep(RETRY).await,
+        }
+        waiting.retain(|waiter| !waiter.is_closed());
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! Puts a node together: data folder, engines, store, replica, and the tasks around it.
+//!
+//! [`Node::open`] is for production: it gives openraft a thread of its own. [`Node::start`] takes every part from its
+//! caller and runs where it is called, as a simulation wants it.
+
+use std::{io, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+
+use databroker_proto::internal::Init;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
+    coalesce::{Coalescer, Ground},
+    fence,
+    sweep::{self, ChangeLog},
+    tracker::Requests,
+};
+use crate::{
+    raft::{
+        self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
+        identity::{self, DataFolder},
+        runtime::{Executor, Failure, Runtime, SystemClock, Threads},
+    },
+    store::{
+        self, Store,
+        command::{Kind, Reason, outcome},
+        engine::{
+            self, Durability, Engine,
+            fjall::{Fjall, FjallOptions},
+            memory::Memory,
+        },
+        keyspace::Keyspace,
+    },
+};
+
+/// Entries that may be under way at once. Few, so that requests gather meanwhile and share a sync; more than one, so
+/// that the next is written while the last is applied.
+const ENTRIES_MAX: usize = 4;
+
+/// The engine of the log. What is written is rarely read again and soon purged: next to no cache, and one thread.
+const LOG_ENGINE: FjallOptions =
+    FjallOptions { cache_bytes: 4 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 64 << 20, worker_threads: 1 };
+
+/// Where a node keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In a folder.
+    Folder(PathBuf),
+    /// In memory: a restart is the loss of a disk.
+    Memory,
+}
+
+/// How a node without data comes to belong to a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It makes itself a cluster of one.
+    Auto,
+    /// It waits for someone's word.
+    Explicit,
+}
+
+/// How a node is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Where its data is.
+    pub storage: Storage,
+    /// What a write waits for before it is acknowledged.
+    pub durability: Durability,
+    /// Its name and addresses, as the cluster will know them.
+    pub member: Member,
+    /// What it does without data.
+    pub bootstrap: Bootstrap,
+    /// Elections.
+    pub timers: Timers,
+    /// Bounds on the log.
+    pub retention: Retention,
+    /// How long a request waits for a leader, or for room.
+    pub hold: Duration,
+    /// How long changes are kept.
+    pub change_log_keep: Duration,
+    /// How many bytes of changes are kept; `None`: a quarter of the volume, at most 1 GiB.
+    pub change_log_bytes_max: Option<u64>,
+    /// The store.
+    pub store: store::Options,
+    /// The engine of the store, on disk.
+    pub store_engine: FjallOptions,
+    /// Hears of writes.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Options {
+    /// Everything else as it is by default.
+    pub fn new(storage: Storage) -> Self {
+        Self {
+            storage,
+            durability: Durability::Synced,
+            member: Member::default(),
+            bootstrap: Bootstrap::Auto,
+            timers: Timers::default(),
+            retention: Retention::default(),
+            hold: Duration::from_secs(5),
+            change_log_keep: Duration::from_secs(3600),
+            change_log_bytes_max: None,
+            store: store::Options::default(),
+            store_engine: FjallOptions::default(),
+            observer: Arc::new(raft::Unobserved),
+        }
+    }
+}
+
+/// Why a node cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] identity::Error),
+    /// An engine.
+    #[error("cannot open the {what}: {source}")]
+    Engine {
+        /// Whose engine.
+        what: &'static str,
+        /// Why not.
+        source: engine::Error,
+    },
+    /// The store.
+    #[error("cannot open the store: {0}")]
+    Store(#[source] store::Error),
+    /// The replica.
+    #[error(transparent)]
+    Replica(#[from] raft::Error),
+    /// The new cluster could not be founded.
+    #[error("cannot found the cluster: {0}")]
+    Bootstrap(#[source] Error),
+    /// The store refused to be founded.
+    #[error("cannot found the cluster: the store answers {0:?}")]
+    Refused(Option<outcome::Kind>),
+    /// The thread or the runtime of the replica.
+    #[error("cannot start the thread of the replica: {0}")]
+    Thread(#[source] io::Error),
+    /// It ended before the node was open.
+    #[error("the thread of the replica has ended early")]
+    Ended,
+}
+
+/// What a new cluster gets, chosen before it is proposed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founding {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The server version.
+    pub server_version: NonZeroU64,
+}
+
+impl Founding {
+    fn random() -> Self {
+        Self { cluster_id: uuid::Uuid::new_v4().to_string(), server_version: rand::random() }
+    }
+}
+
+/// A node in parts.
+pub struct Parts {
+    /// The replica, apart from its store.
+    pub replica: raft::Parts,
+    /// This node as the cluster will know it.
+    pub member: Member,
+    /// If the node has no cluster: found one.
+    pub founding: Option<Founding>,
+    /// How long a request waits for a leader, or for room.
+    pub hold: Duration,
+    /// How long changes are kept.
+    pub change_log: ChangeLog,
+}
+
+impl<R: Runtime> Node<R> {
+    /// Starts a node on the async runtime of the caller.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn start(parts: Parts) -> Result<Self, OpenError> {
+        let Parts { replica, member, founding, hold, change_log } = parts;
+        let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
+        let reader = replica.store.reader().clone();
+        let replica = Replica::<R>::start(replica).await?;
+        let requests = Requests::new(replica.starts());
+        let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
+        let (fences, waiting) = mpsc::channel(fence::WAITING_MAX);
+        let shared = Shared {
+            replica: replica.clone(),
+            reader,
+            name: member.name.clone(),
+            hold,
+            clock: clock.clone(),
+            failure: failure.clone(),
+            requests: requests.clone(),
+            proposals,
+            fences,
+            request_room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            byte_room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
+            stopping: watch::Sender::new(false),
+            thread: Mutex::new(None),
+        };
+        let node = Self { shared: Arc::new(shared) };
+        let ground = Arc::new(Ground { replica: replica.clone(), requests, clock, failure });
+        let slots = Arc::new(Semaphore::new(ENTRIES_MAX));
+        R::spawn(Coalescer { ground, incoming, carried: None, slots }.run());
+        R::spawn(fence::run(replica, waiting));
+        if let Some(founding) = founding {
+            node.found(member, founding).await?;
+        }
+        R::spawn(sweep::run(Arc::downgrade(&node.shared), change_log));
+        Ok(node)
+    }
+
+    /// Makes this node a cluster of one, unless it belongs to a cluster. A crash between the steps does no harm: each
+    /// is done only if it was not done before.
+    async fn found(&self, member: Member, founding: Founding) -> Result<(), OpenError> {
+        self.shared.replica.initialize(member).await?;
+        let mut role = self.shared.replica.role().clone();
+        let role = *role.wait_for(|role| role.initialized).await.map_err(|_| OpenError::Ended)?;
+        if !role.alone {
+            return Ok(());
+        }
+        let snapshot = self.fence().await.map_err(OpenError::Bootstrap)?;
+        if snapshot.cluster_id().is_some() {
+            return Ok(());
+        }
+        let Founding { cluster_id, server_version } = founding;
+        let init = Kind::Init(Init { cluster_id, server_version: server_version.get() });
+        let answer = self.propose_own(init).await.map_err(OpenError::Bootstrap)?;
+        match answer.outcome.kind {
+            Some(outcome::Kind::Rejected(ref why)) if why.reason() != Reason::AlreadyInitialized => {
+                Err(OpenError::Refused(answer.outcome.kind))
+            }
+            Some(_) => Ok(()),
+            None => Err(OpenError::Refused(None)),
+        }
+    }
+}
+
+impl Node {
+    /// Opens a node, with openraft on a thread of its own.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let (opened, opening) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("raft".into()).spawn(move || host(options, opened));
+        let thread = thread.map_err(OpenError::Thread)?;
+        let node = opening.await.map_err(|_| OpenError::Ended)??;
+        *node.shared.thread.lock() = Some(thread);
+        Ok(node)
+    }
+}
+
+/// Runs a node from open to shutdown.
+fn host(options: Options, opened: oneshot::Sender<Result<Node, OpenError>>) {
+    let (executor, failure) = (Arc::new(Threads::default()), Failure::default());
+    // Held until all threads have ended.
+    let mut folder = None;
+    let hosted = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::Thread);
+    let hosted = hosted.and_then(|runtime| {
+        let parts = gather(options, &mut folder, executor.clone(), failure)?;
+        let node = runtime.block_on(Node::start(parts))?;
+        Ok((runtime, node))
+    });
+    match hosted {
+        Ok((runtime, node)) => {
+            runtime.block_on(serve(node, opened));
+            drop(runtime);
+            executor.stop();
+        }
+        Err(error) => {
+            executor.stop();
+            // Given back first, so that the opener may try again at once.
+            drop(folder);
+            // The opener may have gone away; then nobody is there to be told.
+            drop(opened.send(Err(error)));
+        }
+    }
+}
+
+/// Hands the node over and waits until it is told to stop, or until nobody holds it any longer.
+async fn serve(node: Node, opened: oneshot::Sender<Result<Node, OpenError>>) {
+    let (replica, mut stopping) = (node.shared.replica.clone(), node.shared.stopping.subscribe());
+    // Without an opener the last handle is gone here, and the wait is over.
+    drop(opened.send(Ok(node)));
+    drop(stopping.wait_for(|stopping| *stopping).await);
+    replica.shutdown().await;
+}
+
+/// Opens the disk, or memory, and takes the parts that production uses.
+fn gather(
+    options: Options,
+    folder: &mut Option<DataFolder>,
+    executor: Arc<dyn Executor>,
+    failure: Failure,
+) -> Result<Parts, OpenError> {
+    if let Storage::Folder(path) = &options.storage {
+        *folder = Some(DataFolder::open(path)?);
+    }
+    let (log_engine, store_engine) = match folder.as_ref() {
+        Some(folder) => on_disk(folder, options.store_engine)?,
+        None => in_memory(),
+    };
+    let fresh_node_id: NonZeroU64 = rand::random();
+    let replica = raft::Parts {
+        log_engine,
+        log: LogOptions {
+            durability: options.durability,
+            mark: folder.as_ref().map(DataFolder::log_mark),
+            fresh_node_id: fresh_node_id.get(),
+        },
+        store: Store::open(store_engine, &options.store).map_err(OpenError::Store)?,
+        executor,
+        clock: Arc::new(SystemClock),
+        observer: options.observer,
+        failure,
+        timers: options.timers,
+        retention: options.retention,
+    };
+    let bytes_max = options.change_log_bytes_max.unwrap_or_else(|| change_log_bytes(&options.storage));
+    Ok(Parts {
+        replica,
+        member: options.member,
+        founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
+        hold: options.hold,
+        change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
+    })
+}
+
+type Engines = (Arc<dyn Engine>, Arc<dyn Engine>);
+
+fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<Engines, OpenError> {
+    let open = |what, path: PathBuf, names: &[&str], options| match Fjall::open(&path, names, options) {
+        Ok(engine) => Ok(Arc::new(engine)),
+        Err(source) => Err(OpenError::Engine { what, source }),
+    };
+    let log = open("log", folder.log(), &LOG_SPACES, LOG_ENGINE)?;
+    let store = open("store", folder.store(), &Keyspace::names(), store_options)?;
+    Ok((log, store))
+}
+
+fn in_memory() -> Engines {
+    (Arc::new(Memory::new(&LOG_SPACES)), Arc::new(Memory::new(&Keyspace::names())))
+}
+
+/// A quarter of the volume, at most 1 GiB; that as well where the size of the volume is unknown.
+fn change_log_bytes(storage: &Storage) -> u64 {
+    const MOST: u64 = 1 << 30;
+    match storage {
+        Storage::Folder(path) => fs4::total_space(path).map_or(MOST, |bytes| MOST.min(bytes / 4)),
+        Storage::Memory => MOST / 4,
+    }
+}

@@ -1,0 +1,242 @@
+use std::path::Path;
+
+use databroker_proto::internal::Put;
+
+use super::*;
+use crate::store::command::outcome;
+
+fn options(folder: &Path) -> Options {
+    let timers = crate::raft::Timers { heartbeat_ms: 50, election_ms_min: 150, election_ms_max: 200 };
+    Options { timers, ..Options::new(Storage::Folder(folder.into())) }
+}
+
+/// An encoded record of a type the store knows nothing about.
+fn record(id: &str) -> bytes::Bytes {
+    use prost::Message as _;
+    let record = databroker_proto::Record { r#type: "t".into(), id: id.into(), ..Default::default() };
+    record.encode_to_vec().into()
+}
+
+fn put(id: &str) -> Kind {
+    Kind::Put(Put { records: vec![record(id)] })
+}
+
+fn first_version(answer: &Answer) -> u64 {
+    match answer.outcome.kind.as_ref() {
+        Some(outcome::Kind::Written(written)) => written.runs[0].first,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_node_answers_and_remembers() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    assert_eq!(first_version(&node.propose(put("a")).await.unwrap()), 1);
+    assert_eq!(first_version(&node.propose(put("b")).await.unwrap()), 2);
+    let snapshot = node.fence().await.unwrap();
+    assert!(snapshot.get("t", "b").unwrap().is_some());
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart_and_versions_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server_version = None;
+    for round in 0..3 {
+        let node = Node::open(options(folder.path())).await.unwrap();
+        let snapshot = node.fence().await.unwrap();
+        for earlier in 0..round * 10 {
+            assert!(snapshot.get("t", &format!("r{earlier}")).unwrap().is_some(), "round {round}: r{earlier}");
+        }
+        let version = *server_version.get_or_insert(snapshot.progress().server_version);
+        assert_eq!(snapshot.progress().server_version, version);
+        for index in round * 10..(round + 1) * 10 {
+            let answer = node.propose(put(&format!("r{index}"))).await.unwrap();
+            assert_eq!(first_version(&answer), index + 1);
+        }
+        drop(snapshot);
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_node_answers_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    node.propose(put("a")).await.unwrap();
+    node.shutdown().await;
+
+    // Far above what an election takes that nobody asked for.
+    let timers = crate::raft::Timers { heartbeat_ms: 1000, election_ms_min: 60_000, election_ms_max: 60_001 };
+    let started = Instant::now();
+    let node = Node::open(Options { timers, ..options(folder.path()) }).await.unwrap();
+    node.propose(put("b")).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(30), "it waited for its election timer");
+    eprintln!("a restart took {:?}", started.elapsed());
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    let refused = Node::open(options(folder.path())).await.err().unwrap();
+    assert!(refused.to_string().contains("in use by another process"), "{refused}");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_waits_for_its_cluster_refuses_requests() {
+    let node = Node::open(Options { bootstrap: Bootstrap::Explicit, ..Options::new(Storage::Memory) }).await.unwrap();
+    assert!(matches!(node.propose(put("a")).await, Err(Error::NotInitialized)));
+    assert!(matches!(node.fence().await, Err(Error::NotInitialized)));
+    assert_eq!(node.status().voters, 0);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn requests_of_one_caller_keep_their_order_though_they_share_entries() {
+    let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
+    // Queued in this order by one task before the coalescer sees any of them; every fifth is too large to be shared.
+    let requests = (0..300).map(|index| {
+        let records = if index % 5 == 0 { 20 } else { 1 };
+        Kind::Put(Put { records: (0..records).map(|r| record(&format!("{index}-{r}"))).collect() })
+    });
+    let answers = futures::future::join_all(requests.map(|kind| node.propose(kind))).await;
+    let mut next = 1;
+    for (index, answer) in answers.into_iter().enumerate() {
+        assert_eq!(first_version(&answer.unwrap()), next, "request {index}");
+        next += if index % 5 == 0 { 20 } else { 1 };
+    }
+    let entries = node.status().last_log_index.unwrap();
+    assert!(entries < 250, "{entries} entries for 300 requests");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_no_open_request() {
+    let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
+    for index in 0..50 {
+        let mut call = Box::pin(node.propose(put(&format!("{index}"))));
+        // Once is enough to hand it over.
+        assert!(futures::poll!(&mut call).is_pending());
+    }
+    node.propose(put("last")).await.unwrap();
+    let (requests, room) = (node.shared.requests.clone(), node.shared.request_room.clone());
+    until("all are settled", || {
+        requests.settled() == requests.begin().number() && room.available_permits() == REQUESTS_MAX
+    })
+    .await;
+    assert_eq!(node.shared.byte_room.available_permits(), REQUEST_BYTES_MAX);
+    node.shutdown().await;
+}
+
+/// Polls a condition until it holds, or for too long.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_same_request_proposed_twice_takes_effect_once() {
+    let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
+    let replica = node.shared.replica.clone();
+    let request = node.shared.requests.begin();
+    let number = request.number();
+    let entry = |settled: u64| {
+        use databroker_proto::internal::{Command, Entry, Identity};
+        use prost::Message as _;
+        let identity = Identity { origin: node.shared.replica.node_id(), request: number, settled };
+        let commands = vec![Command { identity: Some(identity), kind: Some(put("a")) }];
+        bytes::Bytes::from(Entry { command_version: 1, now_nanos: 1, commands }.encode_to_vec())
+    };
+    let first = replica.submit(entry(number)).await.unwrap().answers().await.unwrap();
+    let again = replica.submit(entry(number)).await.unwrap().answers().await.unwrap();
+    assert_eq!(first[0].outcome, again[0].outcome);
+    assert_eq!(node.reader().progress().latest_record_version, 1);
+
+    // Settled by a later request: refused, and still not applied.
+    drop(request);
+    node.propose(put("b")).await.unwrap();
+    let late = replica.submit(entry(number)).await.unwrap().answers().await.unwrap();
+    assert!(matches!(late[0].outcome.kind, Some(outcome::Kind::Rejected(_))), "{late:?}");
+    assert_eq!(node.reader().progress().latest_record_version, 2);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shut_down_node_refuses_and_brings_its_store_to_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    node.propose(put("a")).await.unwrap();
+    let handle = node.clone();
+    node.shutdown().await;
+    assert!(matches!(handle.propose(put("b")).await, Err(Error::ShuttingDown)));
+    assert!(matches!(handle.fence().await, Err(Error::ShuttingDown)));
+    assert_eq!(handle.failure(), None);
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_holds_gives_its_folder_back() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Node::open(options(folder.path())).await.unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let node = loop {
+        match Node::open(options(folder.path())).await {
+            Ok(node) => break node,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    node.shutdown().await;
+}
+
+/// The disk as a kill leaves it: copied while the node works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_made_under_load_opens_with_all_that_was_acknowledged_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    let acknowledged = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let writer = tokio::spawn({
+        let (node, acknowledged) = (node.clone(), acknowledged.clone());
+        async move {
+            for index in 0.. {
+                if node.propose(put(&format!("r{index}"))).await.is_err() {
+                    return;
+                }
+                acknowledged.store(index + 1, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+    });
+    until("there is something to lose", || acknowledged.load(std::sync::atomic::Ordering::SeqCst) > 50).await;
+    let killed = tempfile::tempdir().unwrap();
+    let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+    // The log is copied last, as it is written first; its mark before it.
+    for part in ["format", "store", "log-mark", "log"] {
+        copy(&folder.path().join(part), &killed.path().join(part));
+    }
+    node.shutdown().await;
+    writer.await.unwrap();
+
+    let node = Node::open(options(killed.path())).await.unwrap();
+    let snapshot = node.fence().await.unwrap();
+    for index in 0..before {
+        assert!(snapshot.get("t", &format!("r{index}")).unwrap().is_some(), "r{index} of {before} is missing");
+    }
+    node.shutdown().await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_file() {
+        std::fs::copy(from, to).unwrap();
+        return;
+    }
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        copy(&file.path(), &to.join(file.file_name()));
+    }
+}

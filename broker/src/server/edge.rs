@@ -1,0 +1,126 @@
+//! What every service of the interface works with: the node, the open streams, and when it is over.
+//!
+//! Not here: any one request.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
+
+use super::{status::Error, streams::Streams};
+use crate::{
+    node::{Node, route::RequestMode},
+    store::{
+        self, Progress, Snapshot,
+        command::{Answer, Kind, outcome},
+    },
+};
+
+/// How long a burst of batches is gathered before streams are woken again. Hundreds of streams that all wake for each
+/// of thousands of batches a second would keep the machine busy with waking up alone.
+const PULSE: Duration = Duration::from_millis(1);
+
+/// Says which reads a client wants: see [`reads_locally`].
+const REQUEST_MODE: &str = "pomerium-cluster-request-mode";
+
+/// Shared by all services. Cloning is cheap.
+#[derive(Clone)]
+pub(super) struct Edge {
+    pub(super) node: Node,
+    pub(super) streams: Streams,
+    pub(super) closing: CancellationToken,
+    pulse: watch::Receiver<Progress>,
+}
+
+impl Edge {
+    /// Starts the pulse, which ends with `closing`.
+    pub(super) fn new(node: Node, streams: Streams, closing: CancellationToken) -> Self {
+        let pulse = pulse(node.progress(), closing.clone());
+        Self { node, streams, closing, pulse }
+    }
+
+    /// Moves after each applied batch, at once where there was quiet before, else at most once per [`PULSE`].
+    pub(super) fn pulse(&self) -> watch::Receiver<Progress> {
+        self.pulse.clone()
+    }
+
+    /// Proposes a command. A refusal is an error.
+    pub(super) async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
+        let answer = self.node.propose(kind).await?;
+        match answer.outcome.kind {
+            Some(outcome::Kind::Rejected(rejected)) => Err(Error::Rejected(rejected)),
+            _ => Ok(answer),
+        }
+    }
+
+    /// The snapshot from which a read with this metadata is answered.
+    pub(super) async fn snapshot(&self, metadata: &MetadataMap) -> Result<Arc<Snapshot>, Error> {
+        if reads_locally(metadata) { Ok(self.node.reader().snapshot()) } else { Ok(self.node.fence().await?) }
+    }
+}
+
+/// Whether the client wants what this node has, however old. The last value counts.
+pub(super) fn reads_locally(metadata: &MetadataMap) -> bool {
+    let mode = metadata.get_all(REQUEST_MODE).iter().next_back();
+    // What cannot be read is a mode that nobody knows.
+    let mode = RequestMode::parse(mode.map(|mode| mode.to_str().unwrap_or("unreadable")));
+    !mode.is_fenced()
+}
+
+fn pulse(mut progress: watch::Receiver<Progress>, closing: CancellationToken) -> watch::Receiver<Progress> {
+    let (sender, receiver) = watch::channel(*progress.borrow_and_update());
+    tokio::spawn(closing.run_until_cancelled_owned(async move {
+        while progress.changed().await.is_ok() {
+            sender.send_replace(*progress.borrow_and_update());
+            tokio::time::sleep(PULSE).await;
+        }
+    }));
+    receiver
+}
+
+/// Reads the store on a thread that may wait for the disk.
+pub(super) async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Error::ReadLost),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_request_mode_counts() {
+        let mut metadata = MetadataMap::new();
+        assert!(!reads_locally(&metadata));
+        for (mode, local) in [("leader", false), ("local", true), ("default", false)] {
+            metadata.append(REQUEST_MODE, mode.parse().unwrap());
+            assert_eq!(reads_locally(&metadata), local, "{mode}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pulse_is_immediate_after_quiet_and_gathers_a_burst() {
+        let (sender, progress) = watch::channel(Progress::default());
+        let closing = CancellationToken::new();
+        let mut pulse = pulse(progress, closing.clone());
+        let set = |version| sender.send_modify(|progress| progress.latest_record_version = version);
+        tokio::time::sleep(PULSE).await;
+        let quiet = tokio::time::Instant::now();
+        set(1);
+        pulse.changed().await.unwrap();
+        assert_eq!(pulse.borrow_and_update().latest_record_version, 1);
+        assert_eq!(quiet.elapsed(), Duration::ZERO);
+        set(2);
+        set(3);
+        pulse.changed().await.unwrap();
+        assert_eq!(pulse.borrow_and_update().latest_record_version, 3);
+        assert!(quiet.elapsed() >= PULSE);
+        closing.cancel();
+        assert!(pulse.changed().await.is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! The one place where what went wrong becomes a gRPC status: codes and texts are those clients of the interface know.
+//!
+//! Not here: logging it (`calls`).
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    node,
+    store::{
+        self,
+        command::{Reason, Rejected},
+        filter, wire,
+    },
+};
+
+/// The domain of machine-readable reasons.
+const DOMAIN: &str = "pomerium.com";
+
+/// Why a request is not answered as asked.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// The request carries no token.
+    NoToken,
+    /// The token proves nothing.
+    BadToken,
+    /// AcquireLease: somebody else holds it.
+    LeaseTaken,
+    /// RenewLease: somebody else holds it.
+    LeaseLost,
+    /// Get: there is none.
+    NoRecord,
+    /// GetOptions: none are set.
+    NoOptions,
+    /// Options belong to a type, and none was given.
+    NoOptionsType,
+    /// Query: the filter cannot be understood.
+    BadFilter(filter::Error),
+    /// Query: the named number is below zero.
+    Negative(&'static str),
+    /// Put, Patch: the record at this place in the request cannot be stored.
+    BadRecord(usize, wire::Error),
+    /// The stream belongs to records that were cleared, or to another server.
+    ServerVersion,
+    /// The changes after the stream's position are no longer kept.
+    RecordVersion,
+    /// The broker is stopping.
+    Closing,
+    /// As many streams as allowed are open.
+    TooManyStreams,
+    /// The store refused the command.
+    Rejected(Rejected),
+    /// The node could not place the request.
+    Node(node::Error),
+    /// The store could not be read.
+    Store(store::Error),
+    /// The thread that read the store was lost.
+    ReadLost,
+    /// The store's answer does not belong to the command.
+    ForeignAnswer,
+}
+
+impl From<node::Error> for Error {
+    fn from(error: node::Error) -> Self {
+        Self::Node(error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let plain = |code, text: &str| Self::new(code, text);
+        match error {
+            Error::NoToken => plain(Code::Unauthenticated, "unauthenticated"),
+            Error::BadToken => plain(Code::Unauthenticated, "invalid JWT"),
+            Error::LeaseTaken => plain(Code::AlreadyExists, "lease is already taken"),
+            Error::LeaseLost => plain(Code::AlreadyExists, "lease no longer held"),
+            Error::NoRecord => plain(Code::NotFound, "record not found"),
+            Error::NoOptions => plain(Code::NotFound, "no such options for databroker record"),
+            Error::NoOptionsType => plain(Code::InvalidArgument, "options req type is empty"),
+            Error::BadFilter(error) => plain(Code::InvalidArgument, &format!("invalid query filter: {error}")),
+            Error::Negative(number) => plain(Code::InvalidArgument, &format!("{number} must not be negative")),
+            Error::BadRecord(index, error) => plain(Code::InvalidArgument, &format!("invalid record {index}: {error}")),
+            Error::ServerVersion => plain(Code::Aborted, "invalid server version"),
+            Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
+            // CANCELLED would stop some clients for ever.
+            Error::Closing => plain(Code::Unavailable, "the server is shutting down"),
+            Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
+            Error::Rejected(rejected) => refused(&rejected),
+            Error::Node(error) => unplaced(&error),
+            Error::Store(error) => plain(Code::Internal, &error.to_string()),
+            Error::ReadLost => plain(Code::Internal, "reading the store was interrupted"),
+            Error::ForeignAnswer => plain(Code::Internal, "the store's answer does not belong to the request"),
+        }
+    }
+}
+
+fn refused(rejected: &Rejected) -> Status {
+    match rejected.reason() {
+        Reason::NotInitialized => not_initialized(),
+        Reason::InvalidRecord
+        | Reason::InvalidMask
+        | Reason::UnknownType
+        | Reason::TypeMismatch
+        | Reason::InvalidData => Status::new(Code::InvalidArgument, &rejected.detail),
+        Reason::AlreadyInitialized => Status::new(Code::FailedPrecondition, &rejected.detail),
+        // Neither is told to a request that was proposed once, by the node that still waits for it.
+        Reason::Unspecified | Reason::Settled => Status::new(Code::Internal, &rejected.detail),
+    }
+}
+
+/// All of these are UNAVAILABLE: any other code makes clients take a session they cannot look up for one that ended.
+fn unplaced(error: &node::Error) -> Status {
+    match error {
+        node::Error::NotInitialized => not_initialized(),
+        node::Error::NoLeader => with_reason(Code::Unavailable, "CLUSTER_HAS_NO_LEADER", "cluster has no leader"),
+        node::Error::ShuttingDown => Error::Closing.into(),
+        node::Error::Overloaded | node::Error::Failed { .. } => Status::new(Code::Unavailable, error.to_string()),
+    }
+}
+
+fn not_initialized() -> Status {
+    with_reason(Code::Unavailable, "NOT_INITIALIZED", "not initialized")
+}
+
+fn with_reason(code: Code, reason: &str, text: &str) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, format!("{reason}: {text}"), details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_texts_are_those_that_clients_know() {
+        let failed = || node::Error::Failed { reason: "disk".into() };
+        let mask = Rejected { reason: Reason::InvalidMask.into(), detail: "no such field".into() };
+        for (error, code, text) in [
+            (Error::NoToken, Code::Unauthenticated, "unauthenticated"),
+            (Error::BadToken, Code::Unauthenticated, "invalid JWT"),
+            (Error::LeaseTaken, Code::AlreadyExists, "lease is already taken"),
+            (Error::LeaseLost, Code::AlreadyExists, "lease no longer held"),
+            (Error::NoRecord, Code::NotFound, "record not found"),
+            (Error::NoOptions, Code::NotFound, "no such options for databroker record"),
+            (Error::NoOptionsType, Code::InvalidArgument, "options req type is empty"),
+            (Error::ServerVersion, Code::Aborted, "invalid server version"),
+            (Error::RecordVersion, Code::Aborted, "invalid record version"),
+            (Error::Closing, Code::Unavailable, "the server is shutting down"),
+            (Error::Node(node::Error::ShuttingDown), Code::Unavailable, "the server is shutting down"),
+            (Error::Node(failed()), Code::Unavailable, "the node has failed: disk"),
+            (Error::Node(node::Error::NoLeader), Code::Unavailable, "CLUSTER_HAS_NO_LEADER: cluster has no leader"),
+            (Error::Node(node::Error::NotInitialized), Code::Unavailable, "NOT_INITIALIZED: not initialized"),
+            (Error::Rejected(mask), Code::InvalidArgument, "no such field"),
+        ] {
+            let status = Status::from(error);
+            assert_eq!((status.code(), status.message()), (code, text));
+        }
+    }
+
+    #[test]
+    fn cluster_errors_carry_their_reason_for_programs() {
+        let status = Status::from(Error::Node(node::Error::NoLeader));
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("CLUSTER_HAS_NO_LEADER", "pomerium.com"));
+    }
+}

@@ -1,0 +1,126 @@
+//! TLS towards clients, with a certificate that may be replaced while connections are open.
+//!
+//! Not here: the handshake and its time-out (`listener`).
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, ring},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject as _},
+};
+
+use super::files::watch_files;
+use crate::config::TlsFiles;
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A PEM file cannot be read.
+    #[error("cannot read {what} from {}: {source}", path.display())]
+    Read {
+        /// Certificate or key.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// The two do not make a pair.
+    #[error("cannot use the certificate {} with the key {}: {source}", files.certificate.display(), files.key.display())]
+    Pair {
+        /// The files.
+        files: TlsFiles,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The library refuses.
+    #[error("cannot set up TLS: {0}")]
+    Setup(rustls::Error),
+}
+
+/// The configuration of the listener. The files are read again when they change; open connections stay as they are.
+///
+/// # Errors
+/// When the files cannot be used now. Later such an error is logged, and the certificate stays.
+pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let current = Arc::new(ArcSwap::from_pointee(load(files, &provider)?));
+    let (weak, again, with) = (Arc::downgrade(&current), files.clone(), provider.clone());
+    watch_files(vec![files.certificate.clone(), files.key.clone()], move || {
+        let Some(current) = weak.upgrade() else { return Ok::<_, Error>(()) };
+        current.store(Arc::new(load(&again, &with)?));
+        Ok(())
+    });
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Current(current)));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn load(files: &TlsFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
+    let certificate = |source| Error::Read { what: "a certificate", path: files.certificate.clone(), source };
+    let chain = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(certificate)?;
+    if chain.is_empty() {
+        return Err(certificate(pem::Error::NoItemsFound));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| Error::Read {
+        what: "a private key",
+        path: files.key.clone(),
+        source,
+    })?;
+    CertifiedKey::from_der(chain, key, provider).map_err(|source| Error::Pair { files: files.clone(), source })
+}
+
+/// Shows the current certificate, whatever name is asked for.
+#[derive(Debug)]
+struct Current(Arc<ArcSwap<CertifiedKey>>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn write_pair(files: &TlsFiles) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        fs::write(&files.certificate, made.cert.pem()).unwrap();
+        fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    }
+
+    fn files(folder: &tempfile::TempDir) -> TlsFiles {
+        TlsFiles { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") }
+    }
+
+    #[tokio::test]
+    async fn files_that_make_no_pair_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(&folder);
+        assert!(matches!(server_config(&files), Err(Error::Read { what: "a certificate", .. })));
+        write_pair(&files);
+        assert_eq!(server_config(&files).unwrap().alpn_protocols, [b"h2"]);
+        let other = TlsFiles { certificate: folder.path().join("other.pem"), ..files.clone() };
+        write_pair(&other);
+        assert!(server_config(&other).is_ok());
+        assert!(matches!(server_config(&files), Err(Error::Pair { .. })));
+        fs::write(&files.key, "nothing").unwrap();
+        assert!(matches!(server_config(&files), Err(Error::Read { what: "a private key", .. })));
+    }
+}

@@ -1,0 +1,1 @@
+//! What filters mean, by example.

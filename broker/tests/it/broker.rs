@@ -1,0 +1,159 @@
+//! A broker in this process, on free ports, and clients for it.
+
+use std::{net::SocketAddr, time::Duration};
+
+use databroker::{
+    config::{Grpc, Http, Limits, Secret, Secrets, TlsFiles},
+    jwt::{METADATA_KEY, SharedKey, Signer},
+    node::{self, Node},
+    server::{Addresses, DiskTimes, Server},
+};
+use databroker_proto::{
+    EncodedRecord, Record,
+    databroker::{
+        PutRequest, PutResponse, checkpoint_service_client::CheckpointServiceClient,
+        data_broker_service_client::DataBrokerServiceClient,
+    },
+    registry::registry_client::RegistryClient,
+};
+use prost_types::Any;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+/// How long anything may take before a test calls it stuck.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The shared secret of all brokers here.
+pub fn key() -> SharedKey {
+    SharedKey::from_bytes([7; 32])
+}
+
+/// Puts a good token on each call.
+#[derive(Clone)]
+pub struct Token;
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let token = Signer::new(&key()).sign(std::time::SystemTime::now()).unwrap();
+        request.metadata_mut().insert(METADATA_KEY, token.parse().unwrap());
+        Ok(request)
+    }
+}
+
+pub type Transport = InterceptedService<Channel, Token>;
+pub type Client = DataBrokerServiceClient<Transport>;
+
+/// What a test may want different.
+pub struct Options {
+    pub tls: Option<TlsFiles>,
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let limits = Limits {
+            request_bytes_max: 64 << 20,
+            connections_max: 100,
+            streams_max: 1000,
+            connection_streams_max: 1000,
+        };
+        Self { tls: None, limits }
+    }
+}
+
+/// A running broker over the memory engine.
+pub struct Broker {
+    pub addresses: Addresses,
+    closing: CancellationToken,
+    serving: JoinHandle<()>,
+    node: Node,
+}
+
+impl Broker {
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Self {
+        let node = Node::open(node::Options::new(node::Storage::Memory)).await.unwrap();
+        let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let grpc = Grpc { address: anywhere, tls: options.tls, limits: options.limits };
+        let http = Http { health: anywhere, metrics: None };
+        let secrets = Secrets { current: Some(Secret::Given(key())), previous: None };
+        let closing = CancellationToken::new();
+        let disk = DiskTimes::default();
+        let server = Server::bind(&node, &grpc, &http, &secrets, &disk, closing.clone()).await.unwrap();
+        let addresses = server.addresses();
+        Self { addresses, closing, serving: tokio::spawn(server.serve()), node }
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(format!("http://{}", self.addresses.grpc)).unwrap()
+    }
+
+    /// A connection without a token.
+    pub async fn channel(&self) -> Channel {
+        self.endpoint().connect().await.unwrap()
+    }
+
+    pub async fn transport(&self) -> Transport {
+        InterceptedService::new(self.channel().await, Token)
+    }
+
+    pub async fn client(&self) -> Client {
+        DataBrokerServiceClient::new(self.transport().await).max_decoding_message_size(usize::MAX)
+    }
+
+    pub async fn registry(&self) -> RegistryClient<Transport> {
+        RegistryClient::new(self.transport().await)
+    }
+
+    pub async fn checkpoints(&self) -> CheckpointServiceClient<Transport> {
+        CheckpointServiceClient::new(self.transport().await)
+    }
+
+    /// Tells the broker to stop, without waiting for it.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Stops the broker. Fails if requests do not end.
+    pub async fn stop(self) {
+        self.closing.cancel();
+        soon(self.serving).await.unwrap();
+        soon(self.node.shutdown()).await;
+    }
+}
+
+/// The result of something that must not take long.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+pub fn record(record_type: &str, id: &str, data: &str) -> EncodedRecord {
+    EncodedRecord::from(Record {
+        r#type: record_type.into(),
+        id: id.into(),
+        data: Some(Any { type_url: "type.googleapis.com/x.Y".into(), value: data.into() }),
+        ..Record::default()
+    })
+}
+
+pub fn deleted(record_type: &str, id: &str) -> EncodedRecord {
+    let deleted_at = Some(prost_types::Timestamp::default());
+    EncodedRecord::from(Record { r#type: record_type.into(), id: id.into(), deleted_at, ..Record::default() })
+}
+
+pub async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> PutResponse {
+    client.put(PutRequest { records }).await.unwrap().into_inner()
+}
+
+/// The record versions in a response, in order.
+pub fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
+    records.into_iter().map(|record| record.to_record().unwrap().version).collect()
+}

@@ -1,0 +1,162 @@
+//! The binary as a person or an init system sees it: output, files, signals, exit codes.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use databroker_proto::databroker::{SyncRequest, data_broker_service_client::DataBrokerServiceClient};
+use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
+
+use crate::broker::{PATIENCE, Token, key, put, record, soon};
+
+fn databroker(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_databroker"));
+    command.env_clear().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A broker with its own folder and free ports; killed if the test fails.
+struct Process {
+    child: Child,
+    url: String,
+    greeting: String,
+}
+
+impl Process {
+    fn start(folder: &Path, more: &[&str]) -> Self {
+        let mut command = databroker(&["serve", "--grpc-address=127.0.0.1:0", "--health-check-addr=127.0.0.1:0"]);
+        command.arg("--databroker-storage-connection-string").arg(folder).args(more).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut greeting = String::new();
+        for line in lines {
+            greeting += &format!("{line}\n");
+            if line.starts_with("Next") {
+                break;
+            }
+        }
+        let url = greeting.split_whitespace().find(|word| word.starts_with("http://")).unwrap_or_default().to_owned();
+        Self { child, url, greeting }
+    }
+
+    fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_first_start_generates_a_secret_and_says_what_to_do_next() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    let mut process = Process::start(&folder, &[]);
+    let secret = folder.join("shared_secret");
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    let generated = fs::read_to_string(&secret).unwrap();
+    assert_eq!(generated.len(), 44);
+    assert!(process.greeting.contains("generated into") && !process.greeting.contains(&generated));
+    assert!(!process.url.ends_with(":0"), "{}", process.url);
+    assert_eq!(fs::read_to_string(folder.join("address")).unwrap(), process.url);
+    process.signal("TERM");
+    assert_eq!(process.wait().code(), Some(0));
+
+    let mut again = Process::start(&folder, &[]);
+    assert_eq!(fs::read_to_string(&secret).unwrap(), generated);
+    assert!(!again.greeting.contains("generated into"));
+    again.signal("INT");
+    assert_eq!(again.wait().code(), Some(0));
+}
+
+#[test]
+fn a_folder_has_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Process::start(folder.path(), &[]);
+    let path = folder.path().to_str().unwrap();
+    let mut second = databroker(&["serve", "--grpc-address=127.0.0.1:0", "--health-check-addr=127.0.0.1:0"]);
+    let second = second.args(["--databroker-storage-connection-string", path]).output().unwrap();
+    assert!(!second.status.success());
+    let error = String::from_utf8(second.stderr).unwrap();
+    assert!(error.contains("in use by another process") && error.contains(path), "{error}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_open_streams_with_unavailable_and_what_was_acknowledged_is_there_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = key().to_base64();
+    let more = ["--shared-secret", &secret, "--shutdown-grace-period", "15s"];
+    let mut process = Process::start(folder.path(), &more);
+    let connect = |url: String| async move {
+        let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+        DataBrokerServiceClient::new(InterceptedService::new(channel, Token))
+    };
+    let client = &mut connect(process.url.clone()).await;
+    let server_version = put(client, vec![record("t", "a", "1")]).await.server_version;
+    let request = SyncRequest { server_version, record_version: 1, ..SyncRequest::default() };
+    let mut stream = client.sync(request).await.unwrap().into_inner();
+    process.signal("TERM");
+    assert_eq!(soon(stream.message()).await.unwrap_err().code(), tonic::Code::Unavailable);
+    assert_eq!(process.wait().code(), Some(0));
+
+    let again = Process::start(folder.path(), &more);
+    let client = &mut connect(again.url.clone()).await;
+    let info = client.server_info(()).await.unwrap().into_inner();
+    assert_eq!((info.server_version, info.latest_record_version), (server_version, 1));
+}
+
+#[test]
+fn a_wrong_configuration_is_told_before_anything_is_touched() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    for (arguments, text) in [
+        (&["--databroker-storage-type=postgres"][..], "databroker export"),
+        (&["--databroker-cluster-node-id=a"], "NO_CLUSTER_NODES"),
+        (&["--grpc-address=0.0.0.0:0"], "grpc_insecure"),
+        (&["--config=/nowhere.yaml"], "/nowhere.yaml"),
+        (&["--certificate-file=/nowhere.pem", "--certificate-key-file=/nowhere.key"], "/nowhere.pem"),
+    ] {
+        let mut command = databroker(&["serve", "--grpc-address=127.0.0.1:0", "--health-check-addr=127.0.0.1:0"]);
+        if arguments[0].starts_with("--grpc-address") {
+            command = databroker(&["serve"]);
+        }
+        let output =
+            command.arg("--databroker-storage-connection-string").arg(&folder).args(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn the_configuration_can_be_checked_and_printed() {
+    let output = databroker(&["config", "print", "--log-level=debug"]).env("SHARED_SECRET", key().to_base64()).output();
+    let printed = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(printed.contains("log_level: \"debug\"  # flag --log-level"), "{printed}");
+    assert!(printed.contains("# environment SHARED_SECRET") && !printed.contains(&key().to_base64()), "{printed}");
+    assert!(databroker(&["config", "check"]).status().unwrap().success());
+    let mut output = databroker(&["config", "check", "--durability=maybe"]).spawn().unwrap();
+    let mut error = String::new();
+    output.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert!(!output.wait().unwrap().success() && error.contains("`durability` (flag --durability)"), "{error}");
+}

@@ -1,0 +1,110 @@
+//! Registry, checkpoint, health, reflection and the HTTP side, as a client sees them.
+
+use databroker_proto::{
+    databroker::{Checkpoint, GetCheckpointRequest, SetCheckpointRequest},
+    registry::{ListRequest, RegisterRequest, Service, ServiceKind, ServiceList},
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::broker::{Broker, soon};
+
+fn report(endpoint: &str) -> RegisterRequest {
+    let service = Service { kind: ServiceKind::Authorize.into(), endpoint: endpoint.into() };
+    RegisterRequest { services: vec![service], ..RegisterRequest::default() }
+}
+
+fn endpoints(list: &ServiceList) -> Vec<&str> {
+    list.services.iter().map(|registered| registered.service.as_ref().unwrap().endpoint.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_watcher_gets_the_list_at_once_and_then_each_that_differs() {
+    let broker = Broker::start().await;
+    let registry = &mut broker.registry().await;
+    let mut all = registry.watch(ListRequest::default()).await.unwrap().into_inner();
+    let proxies = ListRequest { kinds: vec![ServiceKind::Proxy.into()] };
+    let mut proxies = registry.watch(proxies).await.unwrap().into_inner();
+    assert_eq!(endpoints(&soon(all.message()).await.unwrap().unwrap()), [""; 0]);
+    assert_eq!(endpoints(&soon(proxies.message()).await.unwrap().unwrap()), [""; 0]);
+
+    let answer = registry.report(report("http://b")).await.unwrap().into_inner();
+    assert_eq!(answer.call_back_after.unwrap().seconds, 15);
+    assert_eq!(endpoints(&soon(all.message()).await.unwrap().unwrap()), ["http://b"]);
+    registry.report(report("http://a")).await.unwrap();
+    assert_eq!(endpoints(&soon(all.message()).await.unwrap().unwrap()), ["http://a", "http://b"]);
+    let list = registry.list(ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!(endpoints(&list), ["http://a", "http://b"]);
+
+    broker.close();
+    // The list of proxies has not changed: what comes next is the end.
+    assert_eq!(soon(proxies.message()).await.unwrap_err().code(), tonic::Code::Unavailable);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_kept_and_a_lone_node_leads_nobody() {
+    let broker = Broker::start().await;
+    let checkpoints = &mut broker.checkpoints().await;
+    let got = checkpoints.get_checkpoint(GetCheckpointRequest {}).await.unwrap().into_inner();
+    assert_eq!((got.checkpoint, got.is_leader), (Some(Checkpoint::default()), false));
+    let checkpoint = Some(Checkpoint { server_version: u64::MAX, record_version: 2 });
+    checkpoints.set_checkpoint(SetCheckpointRequest { checkpoint }).await.unwrap();
+    let got = checkpoints.get_checkpoint(GetCheckpointRequest {}).await.unwrap().into_inner();
+    assert_eq!(got.checkpoint, checkpoint);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn health_answers_for_any_service_without_a_token() {
+    let broker = Broker::start().await;
+    let mut health = HealthClient::new(broker.channel().await);
+    for service in ["", "pomerium-databroker", "whatever"] {
+        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap();
+        assert_eq!(answer.into_inner().status, 1, "{service}");
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services_without_a_token() {
+    let broker = Broker::start().await;
+    let mut reflection = ServerReflectionClient::new(broker.channel().await);
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let stream = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    let answer = soon(stream.into_inner().message()).await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    for name in ["databroker.DataBrokerService", "databroker.CheckpointService", "registry.Registry"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn the_http_side_tells_how_the_broker_is() {
+    let broker = Broker::start().await;
+    for (path, content) in
+        [("healthz", "alive"), ("readyz", "ready"), ("startupz", "started"), ("metrics", "databroker_streams 0\n")]
+    {
+        let answer = http_get(&broker, path).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(content), "{path}: {answer}");
+    }
+    assert!(http_get(&broker, "metrics").await.ends_with("# EOF\n"));
+    broker.stop().await;
+}
+
+async fn http_get(broker: &Broker, path: &str) -> String {
+    let mut socket = tokio::net::TcpStream::connect(broker.addresses.health).await.unwrap();
+    socket.write_all(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(socket.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
