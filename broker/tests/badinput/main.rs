@@ -4,6 +4,8 @@
 //!
 //! Environment: `BADINPUT_SEED` (default: random, printed), `BADINPUT_ROUNDS` (how often the table is sent; default 4).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// `pub` means here: for the other files of this test.
+#![allow(unreachable_pub)]
 
 mod raw;
 mod rubbish;
@@ -48,12 +50,17 @@ fn seeded() -> StdRng {
 
 /// It runs, writes and reads.
 async fn well(broker: &mut Broker, client: &mut Client, after: &str) {
-    assert!(broker.runs(), "the process ended after {after}: {}", broker.stderr());
-    let record = Record { r#type: "well".into(), id: "well".into(), ..Record::default() };
-    let put = client.put(PutRequest { records: vec![record.into()] });
-    tokio::time::timeout(PATIENCE, put).await.unwrap_or_else(|_| panic!("no answer to a put after {after}")).unwrap();
-    let get = client.get(GetRequest { r#type: "well".into(), id: "well".into() });
-    tokio::time::timeout(PATIENCE, get).await.unwrap_or_else(|_| panic!("no answer to a get after {after}")).unwrap();
+    let name = || "well".to_owned();
+    let exchange = async {
+        let record = Record { r#type: name(), id: name(), ..Record::default() };
+        client.put(PutRequest { records: vec![record.into()] }).await?;
+        client.get(GetRequest { r#type: name(), id: name() }).await
+    };
+    let answered = tokio::time::timeout(PATIENCE, exchange).await;
+    let runs = broker.runs();
+    if !runs || !matches!(answered, Ok(Ok(_))) {
+        panic!("after {after} the broker (running: {runs}) answers {answered:?}; it wrote:\n{}", broker.stderr());
+    }
 }
 
 /// Waits until the resident memory is at most `bytes`; the allocator gives back what is free with a delay.

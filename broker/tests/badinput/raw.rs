@@ -21,7 +21,8 @@ use super::support::{Broker, MESSAGE_BYTES_MAX, PATIENCE};
 /// How long a stream is read: long enough for its first frames, and then it is dropped.
 const STREAM_READ: Duration = Duration::from_millis(200);
 
-/// What came back.
+/// What came back. The fields are for the message of a failed test, too.
+#[allow(dead_code)]
 #[derive(Debug)]
 pub enum Answer {
     /// The call ended with this code and so many messages.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rand::{Rng as _, RngExt as _, rngs::StdRng};
+use rand::{Rng as _, RngExt as _, rngs::SmallRng};
 
 /// What was done to one file.
 pub struct Damage {
@@ -25,7 +25,7 @@ impl fmt::Display for Damage {
 
 impl Damage {
     /// Spoils one random file that is not empty.
-    pub fn inflict(folder: &Path, random: &mut StdRng) -> Self {
+    pub fn inflict(folder: &Path, random: &mut SmallRng) -> Self {
         let files = files(folder);
         let file = files[random.random_range(0..files.len())].clone();
         let mut content = fs::read(&file).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use databroker_proto::databroker::{PatchRequest, PutRequest, Record};
 use prost::Message;
-use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -45,7 +45,7 @@ pub type Effect = BTreeMap<String, Option<Value>>;
 #[derive(Clone)]
 pub struct Writer {
     pub name: usize,
-    random: StdRng,
+    random: SmallRng,
     operations: u64,
     /// What its records must be, by all that was acknowledged.
     pub held: BTreeMap<String, Value>,
@@ -60,7 +60,7 @@ pub struct Writer {
 pub struct Load(Vec<JoinHandle<Writer>>);
 
 impl Load {
-    pub async fn start(broker: &Broker, history: &mut History, random: &mut StdRng) -> Self {
+    pub async fn start(broker: &Broker, history: &mut History, random: &mut SmallRng) -> Self {
         let mut tasks = Vec::new();
         for name in 0..WRITERS {
             let seed = random.next_u64();
@@ -87,7 +87,7 @@ impl Writer {
     fn new(name: usize, seed: u64) -> Self {
         Self {
             name,
-            random: StdRng::seed_from_u64(seed),
+            random: SmallRng::seed_from_u64(seed),
             operations: 0,
             held: BTreeMap::new(),
             pending: None,

@@ -6,6 +6,8 @@
 //! Environment: `CRASH_ROUNDS` (kills; default 10), `CRASH_COPIES` (damaged copies; default 30), `CRASH_SEED` (default:
 //! random, printed).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// `pub` means here: for the other files of this test.
+#![allow(unreachable_pub)]
 
 mod damage;
 mod history;
@@ -15,7 +17,7 @@ mod support;
 
 use std::{path::Path, str::FromStr, time::Duration};
 
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
 use self::{
     damage::Damage,
@@ -28,10 +30,10 @@ fn from_environment<T: FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-fn seeded(test: &str) -> StdRng {
+fn seeded(test: &str) -> SmallRng {
     let seed = from_environment("CRASH_SEED", rand::random::<u64>());
     println!("{test}: CRASH_SEED={seed}");
-    StdRng::seed_from_u64(seed)
+    SmallRng::seed_from_u64(seed)
 }
 
 fn start(folder: &Path) -> Broker {
