@@ -272,8 +272,9 @@ mod tests {
             descriptors().to_json(&data);
         }
         let mut deep = b"\x1a\x01a".to_vec();
-        for _ in 0..200 {
-            let mut outer = vec![0x32];
+        for level in 0..200 {
+            // A list in a value in a list …
+            let mut outer = vec![if level % 2 == 0 { 0x0a } else { 0x32 }];
             prost::encoding::encode_varint(deep.len() as u64, &mut outer);
             outer.extend(deep);
             deep = outer;
