@@ -276,4 +276,19 @@ mod tests {
             let _ = Leaf::Text(text).compare("2026-01-01T00:00:00Z");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_spelling_of_a_time_or_number_is_a_panic(
+            text in r"[+-]?[0-9]{0,20}(-[0-9]{0,3}){0,2}([Tt ][0-9:]{0,9})?(\.[0-9]{0,20})?([zZ]|[+-][0-9:]{0,6})?[es]?",
+            other in r"[0-9é:TZ+.-]{0,30}",
+        ) {
+            for (text, value) in [(&text, "2026-01-01T00:00:00Z"), (&text, &other), (&other, &text)] {
+                let _ = Leaf::Text(text).compare(value);
+                let _ = Leaf::span(1, 1).compare(value);
+                let _ = Leaf::time(1, 1).compare(value);
+                let _ = Leaf::Int(1).compare(value);
+            }
+        }
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage as _, Value};
 use serde_json::json;
 
