@@ -12,7 +12,7 @@ use std::{sync::Arc, thread::JoinHandle, time::Duration};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use self::{
@@ -27,6 +27,7 @@ use crate::{
     store::{
         Progress, Reader, Snapshot,
         command::{Answer, Kind},
+        engine::{self, Engine},
     },
 };
 
@@ -89,6 +90,7 @@ impl<R: Runtime> Clone for Node<R> {
 struct Shared<R: Runtime> {
     replica: Replica<R>,
     reader: Reader,
+    engines: Engines,
     name: String,
     hold: Duration,
     clock: Arc<dyn Clock>,
@@ -101,6 +103,15 @@ struct Shared<R: Runtime> {
     stopping: watch::Sender<bool>,
     /// The thread of openraft's runtime; none where the node runs on its caller's.
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The engines below a node.
+#[derive(Clone)]
+pub struct Engines {
+    /// Of the log.
+    pub log: Arc<dyn Engine>,
+    /// Of the store.
+    pub store: Arc<dyn Engine>,
 }
 
 /// What the node says about itself.
@@ -122,6 +133,10 @@ pub struct Status {
     pub committed_index: Option<u64>,
     /// The last index the store has applied.
     pub applied_index: Option<u64>,
+    /// The last index that the store has on the disk for certain.
+    pub synced_index: Option<u64>,
+    /// The last index that is gone from the log.
+    pub purged_index: Option<u64>,
     /// Number of voters.
     pub voters: usize,
 }
@@ -138,7 +153,7 @@ impl<R: Runtime> Node<R> {
         let shared = &self.shared;
         self.ready()?;
         let deadline = Instant::now() + shared.hold;
-        let room = timeout_at(deadline, self.room(prost_len(&kind))).await.map_err(|_| Error::Overloaded)??;
+        let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
         self.send(Proposal::new(kind, Some(shared.requests.begin()), Some(room), deadline)).await
     }
 
@@ -179,13 +194,16 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// No leader could be asked within the hold time, or the node is at its end.
     pub async fn fence(&self) -> Result<Arc<Snapshot>, Error> {
+        self.fence_within(self.shared.hold).await
+    }
+
+    async fn fence_within(&self, limit: Duration) -> Result<Arc<Snapshot>, Error> {
         self.ready()?;
         let snapshot = self.shared.reader.snapshot();
         if self.needs_no_fence(&snapshot) {
             return Ok(snapshot);
         }
-        let deadline = Instant::now() + self.shared.hold;
-        timeout_at(deadline, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        timeout(limit, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
         Ok(self.shared.reader.snapshot())
     }
 
@@ -234,8 +252,15 @@ impl<R: Runtime> Node<R> {
             last_log_index: picture.last_log_index,
             committed_index: picture.committed_index,
             applied_index: picture.applied_index,
+            synced_index: picture.synced_index,
+            purged_index: picture.purged_index,
             voters: role.voters,
         }
+    }
+
+    /// Sizes of the engines, of the log and of the store: for metrics. May read from the disk.
+    pub fn engine_stats(&self) -> (engine::Stats, engine::Stats) {
+        (self.shared.engines.log.stats(), self.shared.engines.store.stats())
     }
 
     /// Resolves with the reason once the node has failed for good: the process is to end.
@@ -271,10 +296,6 @@ impl<R: Runtime> Node<R> {
     fn is_stopping(&self) -> bool {
         *self.shared.stopping.borrow()
     }
-}
-
-fn prost_len(kind: &Kind) -> usize {
-    kind.encoded_len()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
+    Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
     coalesce::{Coalescer, Ground},
     fence,
     sweep::{self, ChangeLog},
@@ -26,7 +26,7 @@ use crate::{
         self, Store,
         command::{Kind, Reason, outcome},
         engine::{
-            self, Durability, Engine,
+            self, Durability,
             fjall::{Fjall, FjallOptions},
             memory::Memory,
         },
@@ -37,6 +37,9 @@ use crate::{
 /// Entries that may be under way at once. Few, so that requests gather meanwhile and share a sync; more than one, so
 /// that the next is written while the last is applied.
 const ENTRIES_MAX: usize = 4;
+
+/// How long the store may take at start to catch up with the log. Far more than the bounds on the log allow for.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The engine of the log. What is written is rarely read again and soon purged: next to no cache, and one thread.
 const LOG_ENGINE: FjallOptions =
@@ -160,8 +163,10 @@ impl Founding {
 
 /// A node in parts.
 pub struct Parts {
-    /// The replica, apart from its store.
+    /// The replica.
     pub replica: raft::Parts,
+    /// Its engines again, for their sizes.
+    pub engines: Engines,
     /// This node as the cluster will know it.
     pub member: Member,
     /// If the node has no cluster: found one.
@@ -178,7 +183,7 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { replica, member, founding, hold, change_log } = parts;
+        let Parts { replica, engines, member, founding, hold, change_log } = parts;
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
         let reader = replica.store.reader().clone();
         let replica = Replica::<R>::start(replica).await?;
@@ -188,6 +193,7 @@ impl<R: Runtime> Node<R> {
         let shared = Shared {
             replica: replica.clone(),
             reader,
+            engines,
             name: member.name.clone(),
             hold,
             clock: clock.clone(),
@@ -221,7 +227,7 @@ impl<R: Runtime> Node<R> {
         if !role.alone {
             return Ok(());
         }
-        let snapshot = self.fence().await.map_err(OpenError::Bootstrap)?;
+        let snapshot = self.fence_within(REPLAY_PATIENCE).await.map_err(OpenError::Bootstrap)?;
         if snapshot.cluster_id().is_some() {
             return Ok(());
         }
@@ -299,19 +305,19 @@ fn gather(
     if let Storage::Folder(path) = &options.storage {
         *folder = Some(DataFolder::open(path)?);
     }
-    let (log_engine, store_engine) = match folder.as_ref() {
+    let engines = match folder.as_ref() {
         Some(folder) => on_disk(folder, options.store_engine)?,
         None => in_memory(),
     };
     let fresh_node_id: NonZeroU64 = rand::random();
     let replica = raft::Parts {
-        log_engine,
+        log_engine: engines.log.clone(),
         log: LogOptions {
             durability: options.durability,
             mark: folder.as_ref().map(DataFolder::log_mark),
             fresh_node_id: fresh_node_id.get(),
         },
-        store: Store::open(store_engine, &options.store).map_err(OpenError::Store)?,
+        store: Store::open(engines.store.clone(), &options.store).map_err(OpenError::Store)?,
         executor,
         clock: Arc::new(SystemClock),
         observer: options.observer,
@@ -322,14 +328,13 @@ fn gather(
     let bytes_max = options.change_log_bytes_max.unwrap_or_else(|| change_log_bytes(&options.storage));
     Ok(Parts {
         replica,
+        engines,
         member: options.member,
         founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
         hold: options.hold,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
     })
 }
-
-type Engines = (Arc<dyn Engine>, Arc<dyn Engine>);
 
 fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<Engines, OpenError> {
     let open = |what, path: PathBuf, names: &[&str], options| match Fjall::open(&path, names, options) {
@@ -338,11 +343,11 @@ fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<Engines, 
     };
     let log = open("log", folder.log(), &LOG_SPACES, LOG_ENGINE)?;
     let store = open("store", folder.store(), &Keyspace::names(), store_options)?;
-    Ok((log, store))
+    Ok(Engines { log, store })
 }
 
 fn in_memory() -> Engines {
-    (Arc::new(Memory::new(&LOG_SPACES)), Arc::new(Memory::new(&Keyspace::names())))
+    Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store: Arc::new(Memory::new(&Keyspace::names())) }
 }
 
 /// A quarter of the volume, at most 1 GiB; that as well where the size of the volume is unknown.

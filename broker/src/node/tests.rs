@@ -103,7 +103,9 @@ async fn requests_of_one_caller_keep_their_order_though_they_share_entries() {
         let records = if index % 5 == 0 { 20 } else { 1 };
         Kind::Put(Put { records: (0..records).map(|r| record(&format!("{index}-{r}"))).collect() })
     });
-    let answers = futures::future::join_all(requests.map(|kind| node.propose(kind))).await;
+    let calls = futures::future::join_all(requests.map(|kind| node.propose(kind)));
+    // Else tokio interrupts the task in the middle of its calls, and lets the later ones go first.
+    let answers = tokio::task::unconstrained(calls).await;
     let mut next = 1;
     for (index, answer) in answers.into_iter().enumerate() {
         assert_eq!(first_version(&answer.unwrap()), next, "request {index}");
@@ -238,5 +240,150 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         copy(&file.path(), &to.join(file.file_name()));
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_applied_fails_the_node_visibly() {
+    let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
+    let submitted = node.shared.replica.submit("no entry at all".into()).await.unwrap();
+    assert!(submitted.answers().await.is_err());
+    let reason = timeout(Duration::from_secs(20), node.failed()).await.unwrap();
+    assert!(reason.contains("cannot apply the log entry at index"), "{reason}");
+    assert!(matches!(node.propose(put("a")).await, Err(Error::Failed { .. })));
+    assert!(matches!(node.fence().await, Err(Error::Failed { .. })));
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_a_leader_requests_are_held_and_then_refused() {
+    let hold = Duration::from_millis(300);
+    let options = Options { bootstrap: Bootstrap::Explicit, hold, ..Options::new(Storage::Memory) };
+    let node = Node::open(options).await.unwrap();
+    let me = node.shared.replica.node_id();
+    let members = [me, me ^ 1].map(|id| (id, crate::raft::Member::default()));
+    node.shared.replica.initialize_with(members.into()).await.unwrap();
+    until("there is a membership", || node.role().initialized).await;
+    assert_eq!(node.route_role(), route::Role::Follower);
+
+    let started = Instant::now();
+    let (write, read) = tokio::join!(node.propose(put("a")), node.fence());
+    assert!(matches!(write, Err(Error::NoLeader)), "{write:?}");
+    assert!(matches!(read, Err(Error::NoLeader)));
+    assert!(started.elapsed() >= hold);
+    assert_eq!(node.shared.requests.settled(), node.shared.requests.begin().number());
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn too_many_requests_wait_for_room_and_are_then_refused() {
+    let options = Options { hold: Duration::from_millis(300), ..Options::new(Storage::Memory) };
+    let node = Node::open(options).await.unwrap();
+    let all = node.shared.byte_room.clone().acquire_many_owned(REQUEST_BYTES_MAX as u32).await.unwrap();
+    let started = Instant::now();
+    assert!(matches!(node.propose(put("a")).await, Err(Error::Overloaded)));
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    let (answer, ()) = tokio::join!(node.propose(put("a")), async { drop(all) });
+    assert_eq!(first_version(&answer.unwrap()), 1);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_log_is_purged_by_bytes_up_to_what_the_store_has_on_disk() {
+    let retention = crate::raft::Retention { sync_bytes: 2 << 20, keep_bytes: 2 << 20, ..Default::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(Options { retention, ..options(folder.path()) }).await.unwrap();
+    for index in 0..32 {
+        let mut id = format!("{index}-");
+        id.extend(std::iter::repeat_n('x', 512 << 10));
+        node.propose(put(&id)).await.unwrap();
+    }
+    until("most of the log is purged", || node.status().purged_index > Some(16)).await;
+    let status = node.status();
+    assert!(status.purged_index <= status.synced_index, "{status:?}");
+    node.shutdown().await;
+
+    let node = Node::open(options(folder.path())).await.unwrap();
+    assert_eq!(node.fence().await.unwrap().progress().latest_record_version, 32);
+    assert!(node.status().purged_index > Some(16));
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_expired_service_is_swept_without_being_asked_for() {
+    use databroker_proto::internal::{Report, ReportedService};
+    let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
+    let services = vec![ReportedService { kind: 1, endpoint: "http://a".into() }];
+    node.propose(Kind::Report(Report { services, ttl_nanos: 50_000_000 })).await.unwrap();
+    assert_eq!(node.fence().await.unwrap().services(&[]).unwrap().len(), 1);
+    until("it is gone", || node.reader().snapshot().services(&[]).unwrap().is_empty()).await;
+    node.shutdown().await;
+}
+
+/// Every task on one thread, disk work where it is asked for, time that jumps: as a simulation runs it.
+#[test]
+fn a_node_runs_on_one_thread_in_virtual_time() {
+    use openraft_rt_in_tests::{Seeded, run};
+    let answers = [1, 1].map(|seed| {
+        run(seed, async {
+            let engines = Engines {
+                log: Arc::new(engine::memory::Memory::new(&crate::raft::LOG_SPACES)),
+                store: Arc::new(engine::memory::Memory::new(&crate::store::keyspace::Keyspace::names())),
+            };
+            let replica = crate::raft::Parts {
+                log_engine: engines.log.clone(),
+                log: crate::raft::LogOptions { durability: engine::Durability::Synced, mark: None, fresh_node_id: 1 },
+                store: crate::store::Store::open(engines.store.clone(), &Default::default()).unwrap(),
+                executor: Arc::new(crate::raft::runtime::Inline),
+                clock: Arc::new(Stopped),
+                observer: Arc::new(crate::raft::Unobserved),
+                failure: Failure::default(),
+                timers: Default::default(),
+                retention: Default::default(),
+            };
+            let founding = Founding { cluster_id: "c".into(), server_version: 7.try_into().unwrap() };
+            let node = Node::<Seeded>::start(Parts {
+                replica,
+                engines,
+                member: Default::default(),
+                founding: Some(founding),
+                hold: Duration::from_secs(5),
+                change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
+            });
+            let node = node.await.unwrap();
+            let mut answers = Vec::new();
+            for index in 0..20 {
+                answers.push(node.propose(put(&format!("r{index}"))).await.unwrap());
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            let last = node.fence().await.unwrap().progress();
+            node.shutdown().await;
+            (answers, last)
+        })
+    });
+    assert_eq!(answers[0], answers[1]);
+}
+
+struct Stopped;
+
+impl Clock for Stopped {
+    fn now_nanos(&self) -> u64 {
+        1_000_000_000
+    }
+}
+
+mod openraft_rt_in_tests {
+    use openraft_rt::deterministic_rng::DeterministicRng;
+
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+    pub(super) struct Seeded;
+
+    impl crate::raft::runtime::Runtime for Seeded {
+        type Async = DeterministicRng<openraft_rt_tokio::TokioRuntime>;
+    }
+
+    pub(super) fn run<T>(seed: u64, future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(<Seeded as crate::raft::runtime::Runtime>::Async::scope(seed, future))
     }
 }

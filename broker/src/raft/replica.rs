@@ -139,6 +139,10 @@ pub struct Picture {
     pub committed_index: Option<u64>,
     /// The last applied index.
     pub applied_index: Option<u64>,
+    /// The last index that the store has on the disk for certain.
+    pub synced_index: Option<u64>,
+    /// The last index that is gone from the log.
+    pub purged_index: Option<u64>,
 }
 
 /// A handle on the running replica. Cloning is cheap.
@@ -195,7 +199,7 @@ impl<R: Runtime> Replica<R> {
         let replica = Self { raft, machine: shared, role, node_id, starts };
         R::spawn(replica.clone().follow_role(announce, failure));
         R::spawn(replica.clone().follow_size());
-        replica.campaign_if_alone().await?;
+        replica.find_place().await?;
         Ok(replica)
     }
 
@@ -226,6 +230,8 @@ impl<R: Runtime> Replica<R> {
             last_log_index: metrics.last_log_index,
             committed_index: metrics.local_committed.map(|id| id.index),
             applied_index: metrics.last_applied.map(|id| id.index),
+            synced_index: metrics.snapshot.map(|id| id.index),
+            purged_index: metrics.purged.map(|id| id.index),
         }
     }
 
@@ -234,7 +240,12 @@ impl<R: Runtime> Replica<R> {
     /// # Errors
     /// openraft refuses; that the node belongs to a cluster already is no error.
     pub async fn initialize(&self, member: Member) -> Result<(), Error> {
-        match self.raft.initialize(BTreeMap::from([(self.node_id, member)])).await {
+        self.initialize_with(BTreeMap::from([(self.node_id, member)])).await
+    }
+
+    /// Starts a cluster of these voters.
+    pub(crate) async fn initialize_with(&self, members: BTreeMap<NodeId, Member>) -> Result<(), Error> {
+        match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(Error::Initialize { reason: error.to_string() }),
         }
@@ -275,13 +286,18 @@ impl<R: Runtime> Replica<R> {
         drop(self.machine.sync().await);
     }
 
-    /// A lone voter need not wait until it misses a leader that cannot exist.
-    async fn campaign_if_alone(&self) -> Result<(), Error> {
-        let me = self.node_id;
-        let stopped = |error: Fatal<TypeConfig<R>>| Error::Start { reason: error.to_string() };
+    /// Returns once this node knows whether it belongs to a cluster. A lone voter campaigns at once: it need not wait
+    /// until it misses a leader that cannot exist.
+    async fn find_place(&self) -> Result<(), Error> {
+        let failed = |error: Fatal<TypeConfig<R>>| Error::Start { reason: error.to_string() };
         let membership = self.raft.with_raft_state(|state| state.membership_state.effective().clone());
-        if is_alone(&*membership.await.map_err(stopped)?, me) {
-            self.raft.trigger().elect(false).await.map_err(stopped)?;
+        let membership = membership.await.map_err(failed)?;
+        if is_alone(&membership, self.node_id) {
+            self.raft.trigger().elect(false).await.map_err(failed)?;
+        }
+        if membership.voter_ids().next().is_some() {
+            let stopped = |_| Error::Start { reason: "it has stopped".into() };
+            self.role.clone().wait_for(|role| role.initialized).await.map_err(stopped)?;
         }
         Ok(())
     }

@@ -144,7 +144,7 @@ impl Connection {
         match self.tls.clone() {
             // Whoever connects has to say something; a silent connection would hold its place for nothing.
             None => {
-                if self.in_time(socket.readable()).await.is_some() {
+                if self.in_time(socket.peek(&mut [0])).await.is_some() {
                     self.speak(socket, service).await;
                 }
             }
