@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use databroker::{
+    cli,
     config::{self, Config},
     run, telemetry,
 };
@@ -22,24 +23,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the broker.
+    /// Run the broker
     Serve(config::Flags),
-    /// Look at the configuration.
+    /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    #[command(flatten)]
+    Tool(Box<cli::Command>),
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Say whether the configuration is valid.
+    /// Say whether the configuration is valid
     Check(config::Flags),
-    /// Print the effective configuration as YAML, with who gave each value; secrets are left out.
+    /// Print the effective configuration as YAML, with who gave each value; secrets are left out
     Print(config::Flags),
 }
 
 fn main() -> ExitCode {
-    match run_command(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+    match execute(Arguments::parse().command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("databroker: {error:#}");
             ExitCode::FAILURE
@@ -47,24 +50,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(command: Command) -> anyhow::Result<()> {
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(flags) => serve(&flags),
+        Command::Serve(flags) => {
+            let config = Config::load(&flags)?;
+            telemetry::start(&config.log)?;
+            runtime()?.block_on(run::serve(config))?;
+        }
         Command::Config(ConfigCommand::Check(flags)) => {
             config::describe(&flags, config::environment)?;
             println!("the configuration is valid");
-            Ok(())
         }
-        Command::Config(ConfigCommand::Print(flags)) => {
-            print!("{}", config::describe(&flags, config::environment)?);
-            Ok(())
-        }
+        Command::Config(ConfigCommand::Print(flags)) => print!("{}", config::describe(&flags, config::environment)?),
+        Command::Tool(tool) => return Ok(runtime()?.block_on(cli::run(*tool, Arguments::command()))),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(flags: &config::Flags) -> anyhow::Result<()> {
-    let config = Config::load(flags)?;
-    telemetry::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    Ok(runtime.block_on(run::serve(config))?)
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }

@@ -26,6 +26,11 @@ import (
 
 	databrokerpb "github.com/pomerium/pomerium/pkg/grpc/databroker"
 	registrypb "github.com/pomerium/pomerium/pkg/grpc/registry"
+	// The store can patch, index and search the types that are linked in.
+	_ "github.com/pomerium/pomerium/pkg/grpc/device"
+	_ "github.com/pomerium/pomerium/pkg/grpc/session"
+	_ "github.com/pomerium/pomerium/pkg/grpc/testproto"
+	_ "github.com/pomerium/pomerium/pkg/grpc/user"
 	"github.com/pomerium/pomerium/pkg/storage/file"
 )
 

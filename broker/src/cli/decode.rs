@@ -45,13 +45,10 @@ pub enum MalformedData {
     },
 }
 
-/// The record types of this build, and those of `google.protobuf`.
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    let mut pool = DescriptorPool::global();
-    // The set is a constant of this build and a test reads from it; without it all types would merely be unknown.
-    let _ = pool.decode_file_descriptor_set(RECORDS_DESCRIPTOR_SET);
-    pool
-});
+/// The record types of this build, and those of `google.protobuf`. The set is a constant of this build and a test reads
+/// from it; without it most types would merely be unknown.
+static POOL: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(RECORDS_DESCRIPTOR_SET).unwrap_or_else(|_| DescriptorPool::global()));
 
 /// Whether this build knows the message of this full name.
 pub fn knows(message: &str) -> bool {

@@ -25,7 +25,7 @@ mod tests;
 mod types;
 mod watch;
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
@@ -76,7 +76,9 @@ pub enum Command {
     /// Put all records and options of an export into a server
     #[command(after_help = EXIT_CODES)]
     Import(import::Import),
-    // `Bench(bench::Args)` comes here, and its arm into `execute`.
+    /// Measure a server: throughput, latency, processor time
+    #[command(after_help = EXIT_CODES)]
+    Bench(Box<bench::Bench>),
     /// Print a script that lets a shell complete the commands
     Completions {
         /// The shell
@@ -172,10 +174,13 @@ async fn execute(
         Command::Sessions(tool) => tool.run(open).await,
         Command::Export(export) => export.run().await,
         Command::Import(import) => import.run(open).await,
+        Command::Bench(bench) => bench::run(*bench).await,
         Command::Completions { shell } => {
             let name = root.get_name().to_owned();
-            clap_complete::generate(shell, &mut root, name, &mut io::stdout());
-            Ok(())
+            // Into memory first: the generator panics when nobody reads what it writes.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut root, name, &mut script);
+            open(OutputArgs::default()).bytes(&script)
         }
     }
 }

@@ -6,6 +6,7 @@ use databroker_proto::{
     TYPE_URL_PREFIX,
     databroker::{GetOptionsRequest, Options, SetOptionsRequest},
 };
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use tonic::Code;
 
@@ -17,6 +18,9 @@ use super::{
     output::{Output, printable},
     types::{self, ExactArgs},
 };
+
+/// Calls at a time when many types are asked for.
+const CALLS_MAX: usize = 16;
 
 /// Types known to carry options that are not messages of this build.
 const PLAIN_TYPES: &[&str] = &[
@@ -170,14 +174,12 @@ pub(super) async fn all(connection: &Connection) -> Result<Vec<(String, Options)
     let known = decode::known_messages().into_iter().map(|name| format!("{TYPE_URL_PREFIX}{name}"));
     let plain = PLAIN_TYPES.iter().map(|name| (*name).to_owned());
     let types: BTreeSet<_> = types::list(connection).await?.into_iter().chain(known).chain(plain).collect();
-    let mut all = Vec::new();
     // The empty type can hold records, but not be asked for its options.
-    for r#type in types.into_iter().filter(|r#type| !r#type.is_empty()) {
-        if let Some(options) = get(connection, &r#type).await? {
-            all.push((r#type, options));
-        }
-    }
-    Ok(all)
+    let asked = types.into_iter().filter(|r#type| !r#type.is_empty()).map(|r#type| async move {
+        let options = get(connection, &r#type).await?;
+        Ok(options.map(|options| (r#type, options)))
+    });
+    stream::iter(asked).buffered(CALLS_MAX).try_filter_map(|found| async move { Ok(found) }).try_collect().await
 }
 
 /// A type's options as JSON has them.

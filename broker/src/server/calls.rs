@@ -1,9 +1,12 @@
 //! Every call from start to end: counted, timed, and, if it fails, logged under an id that the client sees too.
 //!
 //! A tower layer around everything else. A call ends with its trailers, so the response body is followed as well.
+//! A panic, which is a bug, ends its own call with INTERNAL: unguarded, the client would see CANCELLED, which some take
+//! for "stop for ever".
 //! Not here: how metrics are kept and shown (`metrics`).
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Instant,
@@ -81,7 +84,8 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
+        let polled = catch_unwind(AssertUnwindSafe(|| this.inner.poll(cx)));
+        let mut response = ready!(polled.unwrap_or_else(|_| Poll::Ready(Ok(bug().into_http()))))?;
         let Some(mut call) = this.call.take() else { return Poll::Ready(Ok(response)) };
         // A status among the headers: the call is over, and there is no body.
         if response.headers().contains_key(Status::GRPC_STATUS) {
@@ -104,7 +108,11 @@ impl http_body::Body for Followed {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let mut frame = ready!(http_body::Body::poll_frame(Pin::new(&mut this.inner), cx));
+        if this.call.ended {
+            return Poll::Ready(None);
+        }
+        let polled = catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(&mut this.inner), cx)));
+        let mut frame = ready!(polled.unwrap_or_else(|_| Poll::Ready(Some(Ok(bug_frame())))));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
@@ -167,13 +175,22 @@ impl Drop for Call {
     }
 }
 
+/// The panic itself is reported where it happens.
+fn bug() -> Status {
+    Status::internal("the server made a mistake: please report it")
+}
+
+fn bug_frame() -> Frame<Bytes> {
+    let (head, _) = bug().into_http::<Body>().into_parts();
+    Frame::trailers(head.headers)
+}
+
 fn new_id() -> HeaderValue {
     HeaderValue::try_from(format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::future::{Ready, ready};
     use http_body_util::BodyExt as _;
     use tower::ServiceExt as _;
 
@@ -186,7 +203,10 @@ mod tests {
         F: Fn() -> Response<Body> + Clone,
     {
         let calls = Calls::default();
-        let service = tower::service_fn(move |_| -> Ready<Result<_, ()>> { ready(Ok(answer())) });
+        let service = tower::service_fn(move |_| {
+            let answer = answer.clone();
+            async move { Ok(answer()) }
+        });
         (calls.clone(), CallLayer(calls).layer(service))
     }
 
@@ -227,6 +247,24 @@ mod tests {
             assert_eq!(calls.count(Method::of(GET), counted), 1);
             assert_eq!(calls.in_flight(Method::of(GET)), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_call_with_internal() {
+        let (calls, service) = observed(|| panic!("on purpose"));
+        let response = service.oneshot(get().body(()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[Status::GRPC_STATUS], "13");
+        assert_eq!(calls.count(Method::of(GET), Code::Internal), 1);
+
+        let (calls, service) = observed(|| {
+            let frames =
+                futures::stream::poll_fn(|_| -> Poll<Option<Result<Frame<Bytes>, Status>>> { panic!("on purpose") });
+            Response::new(Body::new(http_body_util::StreamBody::new(frames)))
+        });
+        let response = service.oneshot(get().body(()).unwrap()).await.unwrap();
+        let collected = response.into_body().collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()[Status::GRPC_STATUS], "13");
+        assert_eq!(calls.count(Method::of(GET), Code::Internal), 1);
     }
 
     #[tokio::test]

@@ -144,7 +144,7 @@ impl Connection {
         match self.tls.clone() {
             // Whoever connects has to say something; a silent connection would hold its place for nothing.
             None => {
-                if self.in_time(socket.readable()).await.is_some() {
+                if self.in_time(socket.peek(&mut [0])).await.is_some() {
                     self.speak(socket, service).await;
                 }
             }
@@ -192,6 +192,8 @@ impl Connection {
         protocol
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.streams_max)
+            // A proxy carries the calls of many clients, and may cancel all of them at once.
+            .max_pending_accept_reset_streams(self.streams_max as usize)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES_MAX)

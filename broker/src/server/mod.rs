@@ -121,7 +121,7 @@ impl Server {
         let calls = Calls::default();
         let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
-        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics };
+        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics, watchdog: Arc::default() };
         let edge = Edge::new(node.clone(), streams, closing.clone());
         let routes = routes(&edge, grpc.limits.request_bytes_max)?;
         let (pages, health, metrics) = open_pages(http, pages).await?;

@@ -14,21 +14,14 @@ use prefix_trie::joint::JointPrefixMap;
 
 use super::fields::{Any, Field, Fields, Payload};
 
-/// How many Anys may be packed into each other.
-const WRAPPERS_MAX: usize = 16;
-
 /// The network a record speaks of; `any` is its encoded `google.protobuf.Any`. Bits after the prefix are cleared.
 pub fn cidr_of(any: &[u8]) -> Option<IpNet> {
-    let mut any = Any::parse(any).ok()?;
-    for _ in 0..WRAPPERS_MAX {
-        match any.message_name() {
-            "google.protobuf.Any" => any = Any::parse(any.value).ok()?,
-            "google.protobuf.Struct" => return cidr_in(any.value),
-            "google.protobuf.Value" => return cidr_in(json::members(any.value)?),
-            _ => return None,
-        }
+    let any = Any::unwrap(any)?;
+    match any.message_name() {
+        "google.protobuf.Struct" => cidr_in(any.value),
+        "google.protobuf.Value" => cidr_in(json::members(any.value)?),
+        _ => None,
     }
-    None
 }
 
 fn cidr_in(members: &[u8]) -> Option<IpNet> {
@@ -149,5 +142,150 @@ impl CidrTable {
             .filter(|(_, (network, _))| network.prefix_len() == longest)
             .flat_map(|(found, (_, ids))| ids.iter().map(move |id| (found.clone(), id.clone())))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::fields::WRAPPERS_MAX;
+    use crate::store::samples::{self, Random, any, pack};
+
+    fn of(cidr: serde_json::Value) -> Option<String> {
+        cidr_of(&any("google.protobuf.Struct", json!({"a": 1, "$index": {"b": [], "cidr": cidr}})))
+            .map(|net| net.to_string())
+    }
+
+    #[test]
+    fn networks_are_read_as_go_reads_them() {
+        for (text, expected) in [
+            ("10.0.0.0/8", Some("10.0.0.0/8")),
+            ("10.1.2.3/8", Some("10.0.0.0/8")),
+            ("0.0.0.0/0", Some("0.0.0.0/0")),
+            ("1.2.3.4/32", Some("1.2.3.4/32")),
+            ("2001:db8::1/32", Some("2001:db8::/32")),
+            ("::/0", Some("::/0")),
+            ("::ffff:1.2.3.4/128", Some("::ffff:1.2.3.4/128")),
+            ("1.2.3.4", None),
+            ("1.2.3.4/33", None),
+            ("1.2.3.4/", None),
+            ("1.2.3.4/+8", None),
+            ("1.2.3.4/-1", None),
+            ("1.2.3.4/08", None),
+            ("1.2.3.4/256", None),
+            ("1.2.3.4/99999999999999999999", None),
+            ("01.2.3.4/8", None),
+            ("1.2.3/8", None),
+            ("::1%eth0/64", None),
+            ("::1/129", None),
+            (" 1.2.3.4/8", None),
+            ("1.2.3.4/8 ", None),
+            ("/8", None),
+            ("", None),
+        ] {
+            assert_eq!(of(json!(text)).as_deref(), expected, "{text}");
+        }
+        assert_eq!(of(json!(8)), None);
+        assert_eq!(of(json!(["10.0.0.0/8"])), None);
+    }
+
+    #[test]
+    fn only_structs_take_part_however_they_are_wrapped() {
+        let object = json!({"$index": {"cidr": "10.0.0.0/8"}});
+        let structure = any("google.protobuf.Struct", object.clone());
+        let value = any("google.protobuf.Value", object.clone());
+        let wrap =
+            |inner: &[u8], times: usize| (0..times).fold(inner.to_vec(), |any, _| pack("google.protobuf.Any", &any));
+        for data in [&structure, &value, &wrap(&structure, 1), &wrap(&value, WRAPPERS_MAX - 1)] {
+            assert!(cidr_of(data).is_some());
+        }
+        assert!(cidr_of(&wrap(&structure, WRAPPERS_MAX)).is_none());
+        assert!(cidr_of(&any("google.protobuf.Value", json!([object]))).is_none());
+        assert!(cidr_of(&any("google.protobuf.Struct", json!({"x": object}))).is_none());
+        assert!(cidr_of(&any("google.protobuf.Struct", json!({"$index": "10.0.0.0/8"}))).is_none());
+        assert!(cidr_of(&any("session.SessionBinding", json!({"details": {"$index": "10.0.0.0/8"}}))).is_none());
+        assert!(cidr_of(&pack("google.protobuf.Struct", b"\x0a\x50")).is_none());
+        assert!(cidr_of(b"").is_none());
+    }
+
+    #[test]
+    fn the_smallest_network_of_each_type_is_found() {
+        let mut table = CidrTable::default();
+        for (record_type, id, network) in [
+            ("b", "wide", "10.0.0.0/8"),
+            ("b", "two", "10.1.0.0/16"),
+            ("b", "one", "10.1.0.0/16"),
+            ("a", "wide", "10.0.0.0/8"),
+            ("c", "same", "10.1.0.0/16"),
+            ("c", "six", "2001:db8::/32"),
+        ] {
+            table.insert(record_type, id, network.parse().unwrap());
+        }
+        let found = |record_type: &str, value: &str| {
+            let found = table.lookup(record_type, value).into_iter().map(|(t, id)| format!("{t}/{id}"));
+            found.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(found("a", "10.1.2.3"), "a/wide");
+        assert_eq!(found("b", "10.1.2.3"), "b/one b/two");
+        assert_eq!(found("", "10.1.2.3"), "b/one b/two c/same");
+        assert_eq!(found("", "10.2.2.3"), "a/wide b/wide");
+        assert_eq!(found("", "10.1.0.0/15"), "a/wide b/wide");
+        assert_eq!(found("", "10.1.255.0/24"), "b/one b/two c/same");
+        assert_eq!(found("", "2001:db8::7"), "c/six");
+        for nothing in ["11.0.0.1", "::ffff:10.1.2.3", "10.1.2.3/x", "2001:db8::7%lo", "", "x"] {
+            assert_eq!(found("", nothing), "", "{nothing}");
+        }
+        assert_eq!(found("d", "10.1.2.3"), "");
+    }
+
+    #[test]
+    fn hostile_data_is_survived() {
+        for data in samples::hostile() {
+            assert_eq!(cidr_of(&data), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_a_list(seed: u64) {
+            let mut random = Random(seed);
+            let mut table = CidrTable::default();
+            let mut list: Vec<(String, String, IpNet)> = Vec::new();
+            let network = |random: &mut Random| {
+                let address: IpAddr = if random.below(4) == 0 {
+                    std::net::Ipv6Addr::from(u128::from(random.next() & 0xf) << 120).into()
+                } else {
+                    std::net::Ipv4Addr::from((random.next() & 0x0f0f_0000) as u32).into()
+                };
+                let longest = if address.is_ipv4() { 32 } else { 16 };
+                IpNet::new(address, random.below(longest + 1) as u8).unwrap()
+            };
+            for _ in 0..40 {
+                let entry = (["a", "b", "c"][random.below(3)].to_owned(), ["1", "2", "3"][random.below(3)].to_owned(), network(&mut random).trunc());
+                if random.below(3) == 0 {
+                    table.remove(&entry.0, &entry.1, entry.2);
+                    list.retain(|other| *other != entry);
+                } else {
+                    table.insert(&entry.0, &entry.1, entry.2);
+                    list.push(entry);
+                }
+            }
+            list.sort();
+            list.dedup();
+            for record_type in ["", "a", "b", "c", "d"] {
+                let sought = network(&mut random);
+                let text = if random.below(2) == 0 { sought.addr().to_string() } else { sought.to_string() };
+                let sought = text.parse::<IpAddr>().map_or(sought, IpNet::from);
+                let around = list.iter().filter(|(t, _, net)| (record_type.is_empty() || t == record_type) && net.contains(&sought));
+                let longest = around.clone().map(|(_, _, net)| net.prefix_len()).max();
+                let mut expected: Vec<_> =
+                    around.filter(|(_, _, net)| Some(net.prefix_len()) == longest).map(|(t, id, _)| (t.clone(), id.clone())).collect();
+                expected.dedup();
+                prop_assert_eq!(table.lookup(record_type, &text), expected);
+            }
+        }
     }
 }

@@ -36,6 +36,8 @@ pub mod wire;
 mod machine;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod samples;
 
 pub use machine::{Error, Options, Position, Step, Store};
 pub use snapshot::{Progress, Reader, Snapshot};

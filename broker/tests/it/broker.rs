@@ -24,18 +24,19 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
+use tracing_subscriber::EnvFilter;
 
 /// How long anything may take before a test calls it stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The shared secret of all brokers here.
-pub fn key() -> SharedKey {
+pub(crate) fn key() -> SharedKey {
     SharedKey::from_bytes([7; 32])
 }
 
 /// Puts a good token on each call.
 #[derive(Clone)]
-pub struct Token;
+pub(crate) struct Token;
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -45,13 +46,13 @@ impl Interceptor for Token {
     }
 }
 
-pub type Transport = InterceptedService<Channel, Token>;
-pub type Client = DataBrokerServiceClient<Transport>;
+pub(crate) type Transport = InterceptedService<Channel, Token>;
+pub(crate) type Client = DataBrokerServiceClient<Transport>;
 
 /// What a test may want different.
-pub struct Options {
-    pub tls: Option<TlsFiles>,
-    pub limits: Limits,
+pub(crate) struct Options {
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Options {
@@ -67,19 +68,21 @@ impl Default for Options {
 }
 
 /// A running broker over the memory engine.
-pub struct Broker {
-    pub addresses: Addresses,
+pub(crate) struct Broker {
+    pub(crate) addresses: Addresses,
     closing: CancellationToken,
     serving: JoinHandle<()>,
     node: Node,
 }
 
 impl Broker {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(Options::default()).await
     }
 
-    pub async fn start_with(options: Options) -> Self {
+    pub(crate) async fn start_with(options: Options) -> Self {
+        // Logs of a failing test: RUST_LOG=debug cargo test … -- --nocapture
+        let _ = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_test_writer().try_init();
         let node = Node::open(node::Options::new(node::Storage::Memory)).await.unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let grpc = Grpc { address: anywhere, tls: options.tls, limits: options.limits };
@@ -92,38 +95,38 @@ impl Broker {
         Self { addresses, closing, serving: tokio::spawn(server.serve()), node }
     }
 
-    pub fn endpoint(&self) -> Endpoint {
+    pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(format!("http://{}", self.addresses.grpc)).unwrap()
     }
 
     /// A connection without a token.
-    pub async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         self.endpoint().connect().await.unwrap()
     }
 
-    pub async fn transport(&self) -> Transport {
+    pub(crate) async fn transport(&self) -> Transport {
         InterceptedService::new(self.channel().await, Token)
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         DataBrokerServiceClient::new(self.transport().await).max_decoding_message_size(usize::MAX)
     }
 
-    pub async fn registry(&self) -> RegistryClient<Transport> {
+    pub(crate) async fn registry(&self) -> RegistryClient<Transport> {
         RegistryClient::new(self.transport().await)
     }
 
-    pub async fn checkpoints(&self) -> CheckpointServiceClient<Transport> {
+    pub(crate) async fn checkpoints(&self) -> CheckpointServiceClient<Transport> {
         CheckpointServiceClient::new(self.transport().await)
     }
 
     /// Tells the broker to stop, without waiting for it.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
     /// Stops the broker. Fails if requests do not end.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.closing.cancel();
         soon(self.serving).await.unwrap();
         soon(self.node.shutdown()).await;
@@ -131,11 +134,11 @@ impl Broker {
 }
 
 /// The result of something that must not take long.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
 }
 
-pub fn record(record_type: &str, id: &str, data: &str) -> EncodedRecord {
+pub(crate) fn record(record_type: &str, id: &str, data: &str) -> EncodedRecord {
     EncodedRecord::from(Record {
         r#type: record_type.into(),
         id: id.into(),
@@ -144,16 +147,16 @@ pub fn record(record_type: &str, id: &str, data: &str) -> EncodedRecord {
     })
 }
 
-pub fn deleted(record_type: &str, id: &str) -> EncodedRecord {
+pub(crate) fn deleted(record_type: &str, id: &str) -> EncodedRecord {
     let deleted_at = Some(prost_types::Timestamp::default());
     EncodedRecord::from(Record { r#type: record_type.into(), id: id.into(), deleted_at, ..Record::default() })
 }
 
-pub async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> PutResponse {
+pub(crate) async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> PutResponse {
     client.put(PutRequest { records }).await.unwrap().into_inner()
 }
 
 /// The record versions in a response, in order.
-pub fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
+pub(crate) fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
     records.into_iter().map(|record| record.to_record().unwrap().version).collect()
 }

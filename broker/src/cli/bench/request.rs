@@ -74,9 +74,10 @@ impl Template {
         })
     }
 
-    /// A Patch without a mask: it changes nothing but version and time.
+    /// A Patch without a mask: it changes nothing but version and time. Its data are not looked at, but some servers
+    /// want them to be of the stored type.
     pub(super) fn touch(record_type: &str) -> Self {
-        let record = Record { r#type: record_type.to_owned(), id: PLACEHOLDER.to_owned(), ..Default::default() };
+        let record = record(record_type, PLACEHOLDER, 0);
         Self::of(&pb::PatchRequest { records: vec![record.into()], field_mask: None })
     }
 

@@ -85,28 +85,26 @@ struct FjallView {
 }
 
 impl Fjall {
-    /// Opens the database in a folder, which is created if needed, with a space per name, at most 255. The folder and what is in it
-    /// are closed to other users.
+    /// Opens the database in a folder, which is created if needed, with a space per name, of which there may be 255.
+    /// The folder and what is in it are closed to other users.
     ///
     /// # Errors
     /// [`Error::Locked`] when another process has it open, [`Error::Open`] for all else.
     pub fn open(path: &Path, names: &[&str], options: FjallOptions) -> Result<Self, Error> {
         let refused = |reason: String| Error::Open { path: path.display().to_string(), reason };
-        create_private(path).map_err(|error| refused(error.to_string()))?;
-        discard_unfinished(path).map_err(|error| refused(error.to_string()))?;
+        let failed = |error: io::Error| refused(error.to_string());
+        create_private(path).map_err(failed)?;
+        let lock = lock(path)?;
+        discard_unfinished(path).map_err(failed)?;
         let in_journals = journal::check(path).map_err(refused)?;
-        // On some damaged files fjall panics.
-        let opened = panic::catch_unwind(AssertUnwindSafe(|| open_tree(path, options)));
-        let opened = opened.map_err(|_| refused("a file of the database is damaged".to_owned()))?;
-        let (database, tree) = opened.map_err(|error| match error {
-            fjall::Error::Locked => Error::Locked { path: path.display().to_string() },
-            error => refused(error.to_string()),
-        })?;
+        // fjall takes the lock itself. Dropping the file would not do: a process being forked has it open, too.
+        lock.unlock().map_err(failed)?;
+        let (database, tree) = open_tree(path, options)?;
         let committed = last_number(&tree).map_err(refused)?;
         if let Some(last) = in_journals.filter(|last| *last != committed) {
             return Err(refused(format!("the journals end with batch {last}, but the tables have batch {committed}")));
         }
-        close_to_others(path).map_err(|error| refused(error.to_string()))?;
+        close_to_others(path).map_err(failed)?;
         let names = names.iter().map(ToString::to_string).collect();
         Ok(Self { database, tree, names, committed: committed.into() })
     }
@@ -227,15 +225,35 @@ fn last_number(tree: &Keyspace) -> Result<u64, String> {
     number.map(u64::from_be_bytes).map_err(|_| "the number of the last batch is damaged".to_owned())
 }
 
-fn open_tree(path: &Path, options: FjallOptions) -> fjall::Result<(Database, Keyspace)> {
-    let database = Database::builder(path)
-        .cache_size(options.cache_bytes)
-        .max_journaling_size(options.journals_bytes_max.max(JOURNALS_BYTES_LEAST))
-        .worker_threads(options.worker_threads.max(1))
-        .open()?;
-    let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
-    let tree = database.keyspace(TREE, create)?;
-    Ok((database, tree))
+fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace), Error> {
+    let open = || {
+        let database = Database::builder(path)
+            .cache_size(options.cache_bytes)
+            .max_journaling_size(options.journals_bytes_max.max(JOURNALS_BYTES_LEAST))
+            .worker_threads(options.worker_threads.max(1))
+            .open()?;
+        let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+        let tree = database.keyspace(TREE, create)?;
+        Ok((database, tree))
+    };
+    // On some damaged files fjall panics.
+    let opened = panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(fjall::Error::Unrecoverable));
+    let path = || path.display().to_string();
+    opened.map_err(|error| match error {
+        fjall::Error::Locked => Error::Locked { path: path() },
+        error => Error::Open { path: path(), reason: error.to_string() },
+    })
+}
+
+/// Takes fjall's lock, so that the files can be looked at before fjall opens them.
+fn lock(path: &Path) -> Result<fs::File, Error> {
+    let file = fs::File::options().create(true).truncate(false).write(true).open(path.join("lock"));
+    let locked = file.map_err(fs::TryLockError::Error).and_then(|file| file.try_lock().map(|()| file));
+    let path = || path.display().to_string();
+    locked.map_err(|error| match error {
+        fs::TryLockError::WouldBlock => Error::Locked { path: path() },
+        fs::TryLockError::Error(error) => Error::Open { path: path(), reason: error.to_string() },
+    })
 }
 
 /// Removes what a first start left that was killed half-way: fjall would refuse it for ever. Nothing was committed as
@@ -246,11 +264,6 @@ fn discard_unfinished(path: &Path) -> io::Result<()> {
     let finished = fs::metadata(&version).is_ok_and(|version| version.len() >= VERSION_BYTES);
     let has_tables = fs::read_dir(tables).is_ok_and(|mut tables| tables.next().is_some());
     if finished || has_tables || !journal::are_blank(path)? {
-        return Ok(());
-    }
-    // Another process may be about to create the database: then fjall will find it locked.
-    let lock = fs::File::options().create(true).truncate(false).write(true).open(path.join("lock"))?;
-    if lock.try_lock().is_err() {
         return Ok(());
     }
     [path.join("0.jnl"), version].into_iter().try_for_each(|left| fs::remove_file(left).or_else(unless_gone))

@@ -3,7 +3,8 @@
 //! fjall reads each journal up to its first broken entry and goes on with the next file, and it takes a batch's
 //! sequence number, which is under no checksum, as it is. Each batch of ours begins with its number (see `fjall`), so
 //! this can check:
-//! - Numbers go up by one, from file to file, too: else batches are missing in the middle.
+//! - Numbers go up by one, from file to file, too, and only the newest file may be empty: else batches are missing in
+//!   the middle.
 //! - Sequence numbers rise: else fjall would drop a batch, or keep it hidden behind an older one.
 //!
 //! Not checked: keys and values (fjall does, by checksum), and what follows the last whole batch, where after a crash
@@ -41,9 +42,14 @@ struct Batch {
 /// What is wrong with which file, for people.
 pub(super) fn check(folder: &Path) -> Result<Option<u64>, String> {
     let journals = journals_in(folder).map_err(|error| format!("cannot list the journals: {error}"))?;
+    let newest = journals.len().saturating_sub(1);
     let mut last = None;
-    for (_, path) in journals {
-        follow(&path, &mut last).map_err(|reason| format!("{} is damaged: {reason}", path.display()))?;
+    for (index, (_, path)) in journals.iter().enumerate() {
+        let batches = follow(path, &mut last).and_then(|batches| match batches {
+            0 if index < newest => Err("it holds no batch, though a newer journal follows".to_owned()),
+            batches => Ok(batches),
+        });
+        batches.map_err(|reason| format!("{} is damaged: {reason}", path.display()))?;
     }
     Ok(last.map(|batch| batch.number))
 }
@@ -72,8 +78,9 @@ fn journals_in(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-/// Goes from batch to batch. `last` is the newest one so far.
-fn follow(path: &Path, last: &mut Option<Batch>) -> Result<(), String> {
+/// Goes from batch to batch and returns how many there are. `last` is the newest one so far.
+fn follow(path: &Path, last: &mut Option<Batch>) -> Result<u64, String> {
+    let mut batches = 0;
     let mut journal = Journal::open(path).map_err(|error| error.to_string())?;
     while let Some(next) = journal.batch().map_err(|error| error.to_string())? {
         let follows = |last: Batch| next.number == last.number + 1 && next.sequence > last.sequence;
@@ -85,8 +92,9 @@ fn follow(path: &Path, last: &mut Option<Batch>) -> Result<(), String> {
             ));
         }
         *last = Some(next);
+        batches += 1;
     }
-    Ok(())
+    Ok(batches)
 }
 
 struct Journal {

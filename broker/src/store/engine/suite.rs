@@ -1,4 +1,4 @@
-//! What both engines must do alike. (Crashes and damaged files: `tests/crash_engine.rs`.)
+//! What both engines must do alike, and what only the one on disk does. (Kills and damaged files: `crash`.)
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,0 +1,57 @@
+//! What looks into the data of records: indexes, text search, masks, addresses, JSON. Any bytes are data.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use arbitrary::Arbitrary;
+use databroker::store::{cidr, inspect::Descriptors, mask, text};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use prost_types::Any;
+
+static DESCRIPTORS: LazyLock<Descriptors> = LazyLock::new(|| Descriptors::builtin().expect("built in"));
+
+const TYPES: &[&str] = &[
+    "session.Session",
+    "session.SessionBindingRequest",
+    "user.User",
+    "test.Test",
+    "google.protobuf.Struct",
+    "google.protobuf.Any",
+    "no.such.Type",
+];
+
+const PATHS: &[&str] =
+    &["user_id", "claims", "oauth_token.access_token", "details.x", "string_field", "proto_field.another_string_field"];
+
+#[derive(Arbitrary, Debug)]
+struct Input<'a> {
+    kind: u8,
+    stored: &'a [u8],
+    source: &'a [u8],
+    known: Vec<u8>,
+    other: &'a str,
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let type_url = format!("type.googleapis.com/{}", TYPES[usize::from(input.kind) % TYPES.len()]);
+    let any = |value: &[u8]| Any { type_url: type_url.clone(), value: value.to_vec() }.encode_to_vec();
+    let mut paths: Vec<String> =
+        input.known.iter().map(|index| PATHS[usize::from(*index) % PATHS.len()].to_owned()).collect();
+    paths.push(input.other.to_owned());
+    let (stored, source) = (any(input.stored), any(input.source));
+    for data in [stored.as_slice(), input.stored] {
+        let _ = DESCRIPTORS.index_values(data, &paths);
+        let _ = DESCRIPTORS.to_json(data);
+        let _ = text::matches(&DESCRIPTORS, data, "x");
+        let _ = cidr::cidr_of(data);
+    }
+    for paths in [&paths[..], &paths[..paths.len() - 1]] {
+        if let Ok(once) = mask::patch_any(&DESCRIPTORS, paths, &stored, &source) {
+            let twice = mask::patch_any(&DESCRIPTORS, paths, &once, &source).expect("what was patched can be patched");
+            let thrice =
+                mask::patch_any(&DESCRIPTORS, paths, &twice, &source).expect("what was patched can be patched");
+            assert_eq!(twice, thrice, "the same patch again changes nothing");
+        }
+    }
+});

@@ -1,0 +1,252 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	databrokerpb "github.com/pomerium/pomerium/pkg/grpc/databroker"
+	registrypb "github.com/pomerium/pomerium/pkg/grpc/registry"
+)
+
+// patience bounds every wait; nothing here takes a tenth of it on an idle machine.
+const patience = 30 * time.Second
+
+// broker is a server process of its own data folder.
+type broker struct {
+	dir     string
+	address string
+	process *exec.Cmd
+	log     *lockedBuffer
+	exited  chan struct{}
+	key     []byte
+	conn    *grpc.ClientConn
+}
+
+// client has all clients of one server.
+type client struct {
+	databrokerpb.DataBrokerServiceClient
+	checkpoint databrokerpb.CheckpointServiceClient
+	registry   registrypb.RegistryClient
+	conn       *grpc.ClientConn
+}
+
+// shared is the server of all tests that do not disturb others: each uses types of its own.
+var shared *broker
+
+func TestMain(m *testing.M) {
+	if os.Getenv("DATABROKER_BIN") == "" {
+		fmt.Fprintln(os.Stderr, "conformance: skipped: DATABROKER_BIN does not name the server's binary")
+		os.Exit(0)
+	}
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "conformance-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		shared = &broker{dir: dir}
+		defer shared.kill()
+		if err := shared.start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// newBroker starts a server for one test alone.
+func newBroker(t *testing.T) *broker {
+	t.Helper()
+	b := &broker{dir: t.TempDir()}
+	t.Cleanup(b.kill)
+	if err := b.start(); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func isPeer() bool { return os.Getenv("DATABROKER_PEER") != "" }
+
+// ours skips a test of what the peer is known to do differently.
+func ours(t *testing.T) {
+	t.Helper()
+	if isPeer() {
+		t.Skip("a deliberate difference")
+	}
+}
+
+func (b *broker) dataDir() string { return filepath.Join(b.dir, "data") }
+
+func (b *broker) args() []string {
+	address := b.address
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	if isPeer() {
+		return []string{"-address", address, "-data-dir", b.dataDir()}
+	}
+	return []string{
+		"serve", "--grpc-address", address, "--health-check-addr", "127.0.0.1:0",
+		"--databroker-storage-type", "file",
+		"--databroker-storage-connection-string", "file://" + b.dataDir(),
+	}
+}
+
+// start starts the process, on the address it had before if it had one, and waits until it answers.
+func (b *broker) start() error {
+	addressFile := filepath.Join(b.dataDir(), "address")
+	_ = os.Remove(addressFile) // left by a killed process
+	b.log = new(lockedBuffer)
+	b.process = exec.Command(os.Getenv("DATABROKER_BIN"), b.args()...)
+	b.process.Dir = b.dir
+	b.process.Stdout, b.process.Stderr = b.log, b.log
+	if err := b.process.Start(); err != nil {
+		return err
+	}
+	b.exited = make(chan struct{})
+	go func(process *exec.Cmd, exited chan struct{}) {
+		_ = process.Wait()
+		close(exited)
+	}(b.process, b.exited)
+
+	deadline := time.Now().Add(patience)
+	for {
+		err := b.connect(addressFile)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-b.exited:
+			return fmt.Errorf("the server exited:\n%s", b.log)
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the server does not answer: %w\n%s", err, b.log)
+		}
+	}
+}
+
+func (b *broker) connect(addressFile string) error {
+	url, err := os.ReadFile(addressFile)
+	if err != nil {
+		return err
+	}
+	secret, err := os.ReadFile(filepath.Join(b.dataDir(), "shared_secret"))
+	if err != nil {
+		return err
+	}
+	if b.key, err = decodeKey(secret); err != nil {
+		return err
+	}
+	b.address = strings.TrimPrefix(strings.TrimSpace(string(url)), "http://")
+	if b.address == "" {
+		return errors.New("the file with the address is still empty")
+	}
+	if b.conn == nil {
+		if b.conn, err = b.dial(b.key); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, err = b.client().ServerInfo(ctx, new(emptypb.Empty))
+	return err
+}
+
+// dial connects as Pomerium's services do: plaintext, a new token for each call, waiting for the connection.
+func (b *broker) dial(key []byte) (*grpc.ClientConn, error) {
+	withToken := func(ctx context.Context) context.Context {
+		if md, ok := metadata.FromOutgoingContext(ctx); ok && len(md.Get("jwt")) > 0 {
+			return ctx
+		}
+		return metadata.AppendToOutgoingContext(ctx, "jwt", newToken(key))
+	}
+	return grpc.NewClient(b.address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoker(withToken(ctx), method, req, reply, cc, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return streamer(withToken(ctx), desc, cc, method, opts...)
+		}),
+	)
+}
+
+func (b *broker) client() client {
+	return client{
+		DataBrokerServiceClient: databrokerpb.NewDataBrokerServiceClient(b.conn),
+		checkpoint:              databrokerpb.NewCheckpointServiceClient(b.conn),
+		registry:                registrypb.NewRegistryClient(b.conn),
+		conn:                    b.conn,
+	}
+}
+
+// stop asks the process to leave, and waits until it has.
+func (b *broker) stop(t *testing.T) {
+	t.Helper()
+	if err := b.process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-b.exited:
+	case <-time.After(patience):
+		t.Fatalf("the server does not stop:\n%s", b.log)
+	}
+	if code := b.process.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d after SIGTERM, want 0:\n%s", code, b.log)
+	}
+}
+
+// restart stops and starts it; clients keep their connection's address.
+func (b *broker) restart(t *testing.T) {
+	t.Helper()
+	b.stop(t)
+	if err := b.start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *broker) kill() {
+	if b.conn != nil {
+		_ = b.conn.Close()
+	}
+	if b.process != nil && b.process.Process != nil {
+		_ = b.process.Process.Kill()
+		<-b.exited
+	}
+}
+
+type lockedBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
+}
