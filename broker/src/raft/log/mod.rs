@@ -168,6 +168,12 @@ impl Log {
         self.shared.node_id
     }
 
+    /// Up to where the log is purged, and where it ends.
+    pub(super) fn ends(&self) -> (Option<LogId>, Option<LogId>) {
+        let state = self.shared.state.lock();
+        (state.tail.purged, state.tail.last)
+    }
+
     /// How often this disk was opened, this time included. Never the same twice.
     pub(super) fn starts(&self) -> u64 {
         self.shared.starts
