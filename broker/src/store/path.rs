@@ -6,7 +6,7 @@
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
-    fields::{Field, Fields, Malformed, Payload},
+    fields::{Field, Fields, Malformed, Payload, fits, siblings},
     leaf::Leaf,
 };
 
@@ -40,13 +40,14 @@ pub(crate) fn follow<S: AsRef<str>>(
 ) -> Result<(), Malformed> {
     let Some((name, rest)) = path.split_first() else { return Ok(()) };
     if let Some(wanted) = message.get_field_by_name(name.as_ref()) {
-        let oneof = wanted.containing_oneof();
+        let displaces = siblings(&wanted);
         for field in Fields::of(bytes) {
             let field = field?;
-            let Some(known) = field.descriptor(message) else { continue };
-            if known == wanted {
-                arrive(&wanted, field.payload, rest, form, target)?;
-            } else if oneof.is_some() && known.containing_oneof() == oneof {
+            if field.number == wanted.number() {
+                if fits(&wanted, &field.payload) {
+                    arrive(&wanted, field.payload, rest, form, target)?;
+                }
+            } else if displaces.contains(&field.number) && field.descriptor(message).is_some() {
                 target.clear();
             }
         }
