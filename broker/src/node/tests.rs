@@ -17,6 +17,14 @@ fn record(id: &str) -> bytes::Bytes {
     record.encode_to_vec().into()
 }
 
+/// A Put of one record with so much data.
+fn put_bytes(id: &str, bytes: usize) -> Kind {
+    use prost::Message as _;
+    let data = prost_types::Any { type_url: "type.googleapis.com/unknown".into(), value: vec![7; bytes] };
+    let record = databroker_proto::Record { r#type: "t".into(), id: id.into(), data: Some(data), ..Default::default() };
+    Kind::Put(Put { records: vec![record.encode_to_vec().into()] })
+}
+
 fn put(id: &str) -> Kind {
     Kind::Put(Put { records: vec![record(id)] })
 }
@@ -294,9 +302,7 @@ async fn the_log_is_purged_by_bytes_up_to_what_the_store_has_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::open(Options { retention, ..options(folder.path()) }).await.unwrap();
     for index in 0..32 {
-        let mut id = format!("{index}-");
-        id.extend(std::iter::repeat_n('x', 512 << 10));
-        node.propose(put(&id)).await.unwrap();
+        node.propose(put_bytes(&format!("r{index}"), 512 << 10)).await.unwrap();
     }
     until("most of the log is purged", || node.status().purged_index > Some(16)).await;
     let status = node.status();

@@ -197,8 +197,8 @@ impl<R: Runtime> Replica<R> {
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
         let replica = Self { raft, machine: shared, role, node_id, starts };
-        R::spawn(replica.clone().follow_role(announce, failure));
-        R::spawn(replica.clone().follow_size());
+        R::spawn("role", &failure, replica.clone().follow_role(announce, failure.clone()));
+        R::spawn("size", &failure, replica.clone().follow_size());
         replica.find_place().await?;
         Ok(replica)
     }

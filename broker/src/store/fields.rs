@@ -8,6 +8,9 @@ use prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor};
 /// How deep messages, map entries or groups may lie inside each other: what prost's own decoder allows.
 pub(crate) const DEPTH_MAX: usize = 100;
 
+/// How many Anys may be packed into each other: each is decoded anew, so no decoder bounds them.
+pub(crate) const WRAPPERS_MAX: usize = 16;
+
 /// The highest field number of the format.
 const NUMBER_MAX: u64 = (1 << 29) - 1;
 
@@ -247,6 +250,18 @@ impl<'a> Any<'a> {
             }
         }
         Ok(any)
+    }
+
+    /// What is left when Anys packed into each other are unpacked. `None`: broken, or too many of them.
+    pub(crate) fn unwrap(bytes: &'a [u8]) -> Option<Self> {
+        let mut any = Self::parse(bytes).ok()?;
+        for _ in 0..WRAPPERS_MAX {
+            if any.message_name() != "google.protobuf.Any" {
+                return Some(any);
+            }
+            any = Self::parse(any.value).ok()?;
+        }
+        None
     }
 
     /// The full name of the message inside.

@@ -94,6 +94,7 @@ impl Descriptors {
     /// The data as JSON, with its type URL under `@type`; `None` if it cannot be shown (unknown type, broken data).
     /// Builds the whole message: for tools, not for servers.
     pub fn to_json(&self, any: &[u8]) -> Option<serde_json::Value> {
+        Any::unwrap(any)?;
         let message = DynamicMessage::decode(self.message("google.protobuf.Any")?, any).ok()?;
         serde_json::to_value(message).ok()
     }
@@ -271,9 +272,12 @@ mod tests {
             let _ = fields::check(&message("google.protobuf.Value"), &data);
             descriptors().to_json(&data);
         }
+        let wrapped = (0..2_000).fold(pack("test.Test", b""), |any, _| pack("google.protobuf.Any", &any));
+        assert_eq!(descriptors().to_json(&wrapped), None);
         let mut deep = b"\x1a\x01a".to_vec();
-        for _ in 0..200 {
-            let mut outer = vec![0x32];
+        for level in 0..200 {
+            // A list in a value in a list …
+            let mut outer = vec![if level % 2 == 0 { 0x0a } else { 0x32 }];
             prost::encoding::encode_varint(deep.len() as u64, &mut outer);
             outer.extend(deep);
             deep = outer;

@@ -16,6 +16,10 @@ use super::{
     path::is_zero,
 };
 
+#[cfg(test)]
+#[path = "mask_tests.rs"]
+mod tests;
+
 /// How many names a path may have.
 const NAMES_MAX: usize = 64;
 

@@ -10,7 +10,7 @@ use super::{
     Error,
     cidr::CidrTable,
     filter::{Field, Filter, Operator, Subject},
-    keyspace::{Keyspace, records as keys},
+    keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, records as keys},
     machine::text as as_text,
     snapshot::Snapshot,
     text, wire,
@@ -136,7 +136,7 @@ fn plan<'a>(snapshot: &Snapshot, record_type: &str, filter: &'a Filter, hits: &C
                 (Field::Id, Operator::Equals, Some(value)) => Plan::Set(with_id(snapshot, record_type, value)?),
                 (Field::Path(path), Operator::Equals, Some(value)) => {
                     let path = path.join(".");
-                    match indexed(snapshot, record_type, &path) {
+                    match value.len() <= INDEXED_VALUE_BYTES_MAX && indexed(snapshot, record_type, &path) {
                         true => Plan::Set(by_field(snapshot, record_type, &path, value)?),
                         false => Plan::Test(filter),
                     }

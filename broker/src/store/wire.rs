@@ -10,6 +10,8 @@ use prost::encoding::{
     skip_field,
 };
 
+use super::keyspace::NAME_BYTES_MAX;
+
 mod field {
     pub(super) const VERSION: u32 = 1;
     pub(super) const TYPE: u32 = 2;
@@ -33,6 +35,14 @@ pub enum Error {
     /// Type or id hold bytes that are no text.
     #[error("the record's {0} is not valid UTF-8")]
     NotText(&'static str),
+    /// Type or id are too long for a key.
+    #[error("the record's {what} has {bytes} bytes, more than {NAME_BYTES_MAX}")]
+    TooLong {
+        /// Which.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
 }
 
 /// An encoded record taken apart; the parts share its bytes where they can.
@@ -40,9 +50,9 @@ pub enum Error {
 pub struct Parts {
     /// Given by the store; whatever a client sent.
     pub version: u64,
-    /// Valid UTF-8.
+    /// Valid UTF-8 of at most [`NAME_BYTES_MAX`] bytes.
     pub record_type: Bytes,
-    /// Valid UTF-8.
+    /// Valid UTF-8 of at most [`NAME_BYTES_MAX`] bytes.
     pub id: Bytes,
     /// An encoded `google.protobuf.Any`, not looked into.
     pub data: Option<Bytes>,
@@ -95,8 +105,8 @@ pub fn parse(record: &Bytes) -> Result<Parts, Error> {
             }
         }
     }
-    text("type", &parts.record_type)?;
-    text("id", &parts.id)?;
+    name("type", &parts.record_type)?;
+    name("id", &parts.id)?;
     Ok(parts)
 }
 
@@ -168,7 +178,10 @@ fn timestamp(message: &Bytes) -> Result<u64, Error> {
     Ok(seconds.saturating_mul(NANOS_PER_SECOND).saturating_add(nanos))
 }
 
-fn text(what: &'static str, bytes: &[u8]) -> Result<(), Error> {
+fn name(what: &'static str, bytes: &[u8]) -> Result<(), Error> {
+    if bytes.len() > NAME_BYTES_MAX {
+        return Err(Error::TooLong { what, bytes: bytes.len() });
+    }
     std::str::from_utf8(bytes).map(|_| ()).map_err(|_| Error::NotText(what))
 }
 

@@ -19,7 +19,7 @@ use super::{
     Error,
     command::{Answer, Command, Entry, Kind, Reason, outcome},
     inspect::Descriptors,
-    keyspace::{Keyspace, records as keys},
+    keyspace::{Keyspace, NAME_BYTES_MAX, records as keys},
     txn::Txn,
 };
 
@@ -80,6 +80,13 @@ struct Mark {
     state: State,
     changes: usize,
     cidr: usize,
+}
+
+/// The answer to a name that is too long for a key. Looked at here, and not only where requests come in: what stands in
+/// the log must be applied or refused on every node, and never stop one.
+fn too_long(what: &str, name: &str) -> Option<Answer> {
+    let detail = || format!("{what} has {} bytes, more than {NAME_BYTES_MAX}", name.len());
+    (name.len() > NAME_BYTES_MAX).then(|| Answer::rejected(Reason::InvalidData, detail()))
 }
 
 impl Batch<'_> {

@@ -8,11 +8,12 @@ use super::{
     super::{
         Error,
         command::{Answer, Reason, outcome},
-        keyspace::{Keyspace, records as keys},
+        keyspace::{Keyspace, PATH_BYTES_MAX, records as keys},
         wire,
     },
     Batch,
     rules::{TypeRules, defaults},
+    too_long,
 };
 
 impl Batch<'_> {
@@ -22,6 +23,13 @@ impl Batch<'_> {
             Ok(rules) => rules,
             Err(error) => return Ok(Answer::rejected(Reason::InvalidData, format!("the options: {error}"))),
         };
+        if let Some(refusal) = too_long("the type", &set.r#type) {
+            return Ok(refusal);
+        }
+        if rules.fields.iter().any(|path| path.len() > PATH_BYTES_MAX) {
+            let detail = format!("the path of an indexed field has more than {PATH_BYTES_MAX} bytes");
+            return Ok(Answer::rejected(Reason::InvalidData, detail));
+        }
         let record_type = Bytes::copy_from_slice(set.r#type.as_bytes());
         self.replace_rules(&record_type, rules)?;
         Ok(Answer::of(outcome::Kind::Done(Default::default())))

@@ -12,7 +12,7 @@ use super::{
     super::{
         Error, cidr,
         command::{Answer, Reason, outcome},
-        keyspace::{Keyspace, records as keys, rows},
+        keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, records as keys, rows},
         wire::{self, Parts, Stamp},
     },
     Batch, Change, CidrChange,
@@ -186,6 +186,7 @@ impl Batch<'_> {
         values
             .into_iter()
             .flatten()
+            .filter(|(_, value)| value.len() <= INDEXED_VALUE_BYTES_MAX)
             .map(|(nth, value)| {
                 keys::field(self.state.epoch, &parts.record_type, &fields[nth], value.as_bytes(), &parts.id)
             })

@@ -9,6 +9,16 @@ use super::engine::Space;
 pub mod records;
 pub mod rows;
 
+/// The longest type, id, lease name or endpoint in bytes. An engine's key is short of 64 KiB, an escaped segment takes up
+/// to twice its bytes, and the longest key, of the field index, holds a type, a path, a value and an id.
+pub const NAME_BYTES_MAX: usize = 8 << 10;
+
+/// The longest path of an indexed field in bytes; see [`NAME_BYTES_MAX`].
+pub const PATH_BYTES_MAX: usize = 1 << 10;
+
+/// The longest value that is indexed, in bytes; see [`NAME_BYTES_MAX`]. Longer ones are found by a scan.
+pub const INDEXED_VALUE_BYTES_MAX: usize = 8 << 10;
+
 /// A keyspace of the store. Those marked *epoch* start every key with the `u32 epoch` that Clear raises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -30,7 +40,7 @@ pub enum Keyspace {
     Types = 6,
     /// *epoch* `type` → encoded `databroker.Options`.
     Options = 7,
-    /// `name` → holder and expiry. Leases are never removed: names are few.
+    /// `seg(name)` → holder and expiry. Leases are never removed: names are few.
     Leases = 8,
     /// `u32 kind, endpoint` → `u64` expiry in nanoseconds. Until swept.
     Services = 9,

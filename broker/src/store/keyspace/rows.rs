@@ -4,6 +4,11 @@ use bytes::Bytes;
 
 use super::super::codec::{self, KeyReader, KeyWriter};
 
+/// `seg(name)`: leases. A segment, because an empty name is a name, and an empty key is none.
+pub fn lease(name: &str) -> Bytes {
+    KeyWriter::new().seg(name).finish()
+}
+
 /// `u32 kind, endpoint`: registry.
 pub fn service(kind: i32, endpoint: &str) -> Bytes {
     // Negative kinds are not of the interface, but a client may send them: the sign bit is flipped so that order holds.
