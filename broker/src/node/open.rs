@@ -3,7 +3,14 @@
 //! [`Node::open`] is for production: it gives openraft a thread of its own. [`Node::start`] takes every part from its
 //! caller and runs where it is called, as a simulation wants it.
 
-use std::{io, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    num::NonZeroU64,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use databroker_proto::internal::Init;
 use parking_lot::Mutex;
