@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
@@ -29,13 +30,16 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// Observes the calls of a service.
 #[derive(Clone)]
-pub(super) struct CallLayer(pub(super) Calls);
+pub(super) struct CallLayer {
+    pub(super) calls: Calls,
+    pub(super) closing: CancellationToken,
+}
 
 impl<S> Layer<S> for CallLayer {
     type Service = Observed<S>;
 
     fn layer(&self, inner: S) -> Observed<S> {
-        Observed { inner, calls: self.0.clone() }
+        Observed { inner, layer: self.clone() }
     }
 }
 
@@ -43,7 +47,7 @@ impl<S> Layer<S> for CallLayer {
 #[derive(Clone)]
 pub(super) struct Observed<S> {
     inner: S,
-    calls: Calls,
+    layer: CallLayer,
 }
 
 impl<S, B> Service<Request<B>> for Observed<S>
@@ -60,9 +64,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let method = Method::of(request.uri().path());
-        self.calls.started(method);
+        self.layer.calls.started(method);
         let id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
-        let call = Call { method, started: Instant::now(), calls: self.calls.clone(), id, ended: false };
+        let call = Call { method, started: Instant::now(), layer: self.layer.clone(), id, ended: false };
         Responding { inner: self.inner.call(request), call: Some(call) }
     }
 }
@@ -130,7 +134,7 @@ impl http_body::Body for Followed {
 struct Call {
     method: Method,
     started: Instant,
-    calls: Calls,
+    layer: CallLayer,
     id: Option<HeaderValue>,
     ended: bool,
 }
@@ -149,7 +153,7 @@ impl Call {
 
     fn count(&mut self, code: Code) {
         self.ended = true;
-        self.calls.ended(self.method, code, self.started.elapsed());
+        self.layer.calls.ended(self.method, code, self.started.elapsed());
     }
 
     /// Only the broker's own failures are worth a person's attention; and only their texts never repeat what a client
@@ -157,6 +161,8 @@ impl Call {
     fn log(&self, code: Code, message: Option<&HeaderValue>, id: &HeaderValue) {
         let (method, id) = (self.method.name(), id.to_str().unwrap_or_default());
         match code {
+            // Every open stream ends like this when the server is told to stop.
+            Code::Unavailable if self.layer.closing.is_cancelled() => {}
             Code::Internal | Code::Unknown | Code::Unavailable | Code::DataLoss | Code::ResourceExhausted => {
                 let message = message.and_then(|message| message.to_str().ok()).unwrap_or_default();
                 tracing::warn!(method, ?code, message, request_id = id, "a call failed");
@@ -207,7 +213,7 @@ mod tests {
             let answer = answer.clone();
             async move { Ok(answer()) }
         });
-        (calls.clone(), CallLayer(calls).layer(service))
+        (calls.clone(), CallLayer { calls, closing: CancellationToken::new() }.layer(service))
     }
 
     fn get() -> http::request::Builder {

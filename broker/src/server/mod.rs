@@ -46,6 +46,7 @@ use crate::{
     node::Node,
 };
 pub use auth::{KeyError, read_key};
+use calls::CallLayer;
 use edge::Edge;
 use http::Pages;
 use listener::Listener;
@@ -138,7 +139,8 @@ impl Server {
     /// Serves until told to stop, and until every request under way has ended. The HTTP side answers to the last.
     pub async fn serve(self) {
         let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
-        let service = layered(self.routes, self.calls, self.auth);
+        let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
+        let service = layered(self.routes, calls, self.auth);
         self.grpc.serve(service, self.closing).await;
         for page in pages {
             page.abort();
@@ -148,13 +150,13 @@ impl Server {
 
 fn layered(
     routes: Routes,
-    calls: Calls,
+    calls: CallLayer,
     auth: auth::AuthLayer,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
 + 'static {
-    ServiceBuilder::new().layer(calls::CallLayer(calls)).layer(auth).service(routes)
+    ServiceBuilder::new().layer(calls).layer(auth).service(routes)
 }
 
 fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflection::server::Error> {

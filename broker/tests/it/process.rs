@@ -127,7 +127,7 @@ async fn a_signal_ends_open_streams_with_unavailable_and_what_was_acknowledged_i
 }
 
 #[test]
-fn a_wrong_configuration_is_told_before_anything_is_touched() {
+fn a_wrong_configuration_is_told() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("data");
     for (arguments, text) in [
