@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -212,8 +213,15 @@ func TestALargeRecordIsAccepted(t *testing.T) {
 	ours(t) // which accepts up to 64 MiB
 	t.Parallel()
 	c := shared.client()
-	put(t, c, record(t.Name(), "large", strings.Repeat("x", 8<<20)))
-	// Go clients cannot receive it, but they can delete it.
+	large := record(t.Name(), "large", strings.Repeat("x", 8<<20))
+	// By default a Go client takes no answer over 4 MiB.
+	roomy := grpc.MaxCallRecvMsgSize(64 << 20)
+	_, err := c.Put(testContext(t), &databrokerpb.PutRequest{Records: []*databrokerpb.Record{large}}, roomy)
+	wantStatus(t, err, codes.OK, "")
+	answer := must[*databrokerpb.GetResponse](t)(c.Get(testContext(t), &databrokerpb.GetRequest{Type: t.Name(), Id: "large"}, roomy))
+	if !proto.Equal(answer.GetRecord().GetData(), large.GetData()) {
+		t.Error("another record came back")
+	}
 	put(t, c, deleted(t.Name(), "large"))
 }
 

@@ -426,7 +426,7 @@ fn check_contents(store: &Store, model: &Model) {
     }
     check_changes(store, "", model);
     let services = snapshot.services(&[]).unwrap();
-    let services: Vec<_> = services.into_iter().map(|s| s.service.map(|s| (s.kind, s.endpoint)).unwrap()).collect();
+    let services: Vec<_> = services.into_iter().map(|s| (s.kind, s.endpoint)).collect();
     assert_eq!(services, model.services.keys().cloned().collect::<Vec<_>>());
     let checkpoint = snapshot.checkpoint();
     assert_eq!((checkpoint.server_version, checkpoint.record_version), model.checkpoint);

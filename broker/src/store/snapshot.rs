@@ -295,19 +295,14 @@ impl Snapshot {
     }
 
     /// The services of the given kinds (all, if none is given), by kind, then endpoint.
-    pub fn services(&self, kinds: &[i32]) -> Result<Vec<registry::ServiceRegistration>, Error> {
+    pub fn services(&self, kinds: &[i32]) -> Result<Vec<registry::Service>, Error> {
         let mut services = Vec::new();
         for item in self.view().range(Keyspace::Services.space(), (Bound::Unbounded, Bound::Unbounded)) {
-            let (key, value) = item?;
+            let (key, _) = item?;
             let (kind, endpoint) = rows::read_service(&key).map_err(|error| damaged("a service's key", error))?;
-            if !kinds.is_empty() && !kinds.contains(&kind) {
-                continue;
+            if kinds.is_empty() || kinds.contains(&kind) {
+                services.push(registry::Service { kind, endpoint: text(&endpoint).into_owned() });
             }
-            let expiry = rows::read_number(&value).map_err(|error| damaged("a service's expiry", error))?;
-            services.push(registry::ServiceRegistration {
-                service: Some(registry::Service { kind, endpoint: text(&endpoint).into_owned() }),
-                expires_at: Some(timestamp(expiry)),
-            });
         }
         Ok(services)
     }
@@ -324,15 +319,6 @@ impl Snapshot {
     /// The cluster's id; `None` before `Init`.
     pub fn cluster_id(&self) -> Option<&str> {
         Some(self.published.cluster_id.as_str()).filter(|id| !id.is_empty())
-    }
-}
-
-fn timestamp(nanos: u64) -> prost_types::Timestamp {
-    const NANOS_PER_SECOND: u64 = 1_000_000_000;
-    prost_types::Timestamp {
-        // At most 2^64 / 10^9: fits.
-        seconds: (nanos / NANOS_PER_SECOND).cast_signed(),
-        nanos: (nanos % NANOS_PER_SECOND) as i32,
     }
 }
 

@@ -19,7 +19,7 @@ fn report(endpoint: &str) -> RegisterRequest {
 }
 
 fn endpoints(list: &ServiceList) -> Vec<&str> {
-    list.services.iter().map(|registered| registered.service.as_ref().unwrap().endpoint.as_str()).collect()
+    list.services.iter().map(|service| service.endpoint.as_str()).collect()
 }
 
 #[tokio::test]

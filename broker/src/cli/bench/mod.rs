@@ -10,6 +10,7 @@
 
 mod directory;
 mod drive;
+mod figures;
 mod fill;
 mod follow;
 mod report;
