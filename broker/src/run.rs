@@ -59,7 +59,10 @@ pub enum Error {
 pub async fn serve(config: Config) -> Result<(), Error> {
     config.cluster.check_supported()?;
     let closing = shutdown::on_signal().map_err(Error::Signals)?;
-    let disk = Arc::new(DiskTimes::default());
+    let disk = Arc::new(match config.storage.medium {
+        Medium::File => DiskTimes::of(config.storage.folder.clone()),
+        Medium::Memory => DiskTimes::default(),
+    });
     let node = Node::open(node_options(&config, disk.clone())).await?;
     // The folder is ours now: nobody else generates a secret in it at the same time.
     let (secrets, generated) = secrets(&config)?;

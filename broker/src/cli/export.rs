@@ -15,7 +15,7 @@ use databroker_proto::{
 use super::{
     connect::{ConnectArgs, Connection},
     decode,
-    dump::{DumpError, End, FORMAT, Header, OptionsLine, Parts, Reader, Writer},
+    dump::{DumpError, FORMAT, Header, OptionsLine, Parts, Reader, Writer},
     failure::Failure,
     options,
     output::notice,
@@ -68,15 +68,18 @@ impl Export {
 
     async fn to_stdout(&self, connection: &Connection) -> Result<(), Failure> {
         let header = self.header(connection).await?;
-        let begin = |error: DumpError| written(Path::new("-"), error);
-        let writer = Writer::new(io::stdout(), &header).map_err(begin)?;
-        match self.contents(connection, writer, &header).await? {
-            Contents::Whole(mut stdout, end, took) => {
+        let writer = Writer::new(io::stdout(), &header).map_err(|error| written(&self.output, error))?;
+        match self.contents(connection, writer, &header).await {
+            Ok((mut stdout, summary)) => {
                 stdout.flush().map_err(Failure::output)?;
-                notice(&summary(&end, "standard output", &took));
+                notice(&summary);
                 Ok(())
             }
-            Contents::Cleared | Contents::Stale => Err(Failure::Failed("the server was cleared meanwhile".to_owned())),
+            Err(Unfinished::Failed(failure)) => Err(failure),
+            // Nothing can be taken back from a pipe; without its end the export is refused by every import.
+            Err(Unfinished::Cleared | Unfinished::Stale) => {
+                Err(Failure::Failed("the server was cleared meanwhile".to_owned()))
+            }
         }
     }
 
@@ -96,14 +99,17 @@ impl Export {
                 }
             };
             resume = false;
-            match self.contents(connection, writer, &header).await? {
-                Contents::Whole(file, end, took) => {
+            match self.contents(connection, writer, &header).await {
+                Ok((file, summary)) => {
                     publish(file, &partial, &self.output)?;
-                    notice(&summary(&end, &self.output.display().to_string(), &took));
+                    notice(&summary);
                     return Ok(());
                 }
-                Contents::Stale => notice("the store has changed since the interruption: starting from the beginning"),
-                Contents::Cleared => notice("the server was cleared meanwhile: starting from the beginning"),
+                Err(Unfinished::Failed(failure)) => return Err(failure),
+                Err(Unfinished::Stale) => {
+                    notice("the store has changed since the interruption: starting from the beginning");
+                }
+                Err(Unfinished::Cleared) => notice("the server was cleared meanwhile: starting from the beginning"),
             }
         }
         Err(Failure::Failed(format!("the store was cleared {ATTEMPTS} times during the export")))
@@ -119,60 +125,60 @@ impl Export {
         })
     }
 
+    /// Writes all after the header, and sums up.
     async fn contents<W: Write>(
         &self,
         connection: &Connection,
         mut writer: Writer<W>,
         header: &Header,
-    ) -> Result<Contents<W>, Failure> {
+    ) -> Result<(W, String), Unfinished> {
         let options = options::all(connection).await?;
         for (r#type, options) in &options {
-            if let Err(error) = writer.options(options_line(r#type, options)) {
-                return stale_or(self.failed(error));
-            }
+            writer.options(options_line(r#type, options)).map_err(|error| self.failed(error))?;
         }
         // Only for the progress: without it there is none to be foreseen.
         let total = records::count(connection, "").await.ok().and_then(|count| u64::try_from(count).ok());
         let mut progress = Progress::new("exported", total, 0);
+        let versions = self.frames(connection, &mut writer, &options, &mut progress).await?;
+        let took = progress.finish();
+        if versions.server_version.to_string() != header.server_version {
+            return Err(Unfinished::Cleared);
+        }
+        let (to, end) = writer.end().map_err(|error| self.failed(error))?;
+        let (records, types, target) = (end.records, end.options, self.output.display());
+        Ok((to, format!("exported {records} records and the options of {types} types to {target} {took}")))
+    }
+
+    async fn frames<W: Write>(
+        &self,
+        connection: &Connection,
+        writer: &mut Writer<W>,
+        known: &[(String, Options)],
+        progress: &mut Progress,
+    ) -> Result<Versions, Unfinished> {
         let request = SyncLatestRequest { r#type: String::new() };
         let mut stream = connection.open(connection.records().sync_latest(request)).await?;
         let mut versions = None;
         while let Some(frame) = connection.next(&mut stream).await? {
-            let result = match frame.response {
+            match frame.response {
                 Some(Response::Record(record)) => {
+                    self.record(writer, &record)?;
                     progress.add(1);
-                    self.record(&mut writer, &record)
                 }
                 // Of a type whose first record came after the options were asked for.
-                Some(Response::Options(TypedOptions { type_url, options: Some(set) }))
-                    if is_news(&options, &type_url, &set) =>
+                Some(Response::Options(TypedOptions { type_url, options: Some(options) }))
+                    if is_news(known, &type_url, &options) =>
                 {
-                    writer.options(options_line(&type_url, &set)).map_err(|error| self.failed(error))
+                    writer.options(options_line(&type_url, &options)).map_err(|error| self.failed(error))?;
                 }
-                Some(Response::Versions(last)) => {
-                    versions = Some(last);
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(failure) = result {
-                return stale_or(failure);
+                Some(Response::Options(_)) | None => {}
+                Some(Response::Versions(last)) => versions = Some(last),
             }
         }
-        let took = progress.finish();
-        let Some(Versions { server_version, .. }) = versions else {
-            return Err(Failure::Failed("the server ended the stream before its versions".to_owned()));
-        };
-        if server_version.to_string() != header.server_version {
-            return Ok(Contents::Cleared);
-        }
-        match writer.end() {
-            Ok((to, end)) => Ok(Contents::Whole(to, end, took)),
-            Err(error) => stale_or(self.failed(error)),
-        }
+        Ok(versions.ok_or_else(|| Failure::Failed("the server ended the stream before its versions".to_owned()))?)
     }
 
-    fn record<W: Write>(&self, writer: &mut Writer<W>, record: &EncodedRecord) -> Result<(), ExportError> {
+    fn record<W: Write>(&self, writer: &mut Writer<W>, record: &EncodedRecord) -> Result<(), Unfinished> {
         let parts = Parts::split(record)
             .map_err(|error| Failure::Failed(format!("the server sent a malformed record: {error}")))?;
         let decoded = match self.decoded {
@@ -182,38 +188,26 @@ impl Export {
         writer.record(&parts, decoded).map_err(|error| self.failed(error))
     }
 
-    fn failed(&self, error: DumpError) -> ExportError {
+    fn failed(&self, error: DumpError) -> Unfinished {
         match error {
-            DumpError::Stale => ExportError::Stale,
-            error => ExportError::Failed(written(&self.output, error)),
+            DumpError::Stale => Unfinished::Stale,
+            error => Unfinished::Failed(written(&self.output, error)),
         }
     }
 }
 
-/// How the contents of a file came out.
-enum Contents<W> {
-    Whole(W, End, String),
+/// Why a file did not come to its end.
+enum Unfinished {
     /// What was written before the interruption is not what the server has now.
     Stale,
     /// The store was emptied and begun anew meanwhile.
     Cleared,
-}
-
-enum ExportError {
-    Stale,
     Failed(Failure),
 }
 
-impl From<Failure> for ExportError {
+impl From<Failure> for Unfinished {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
-    }
-}
-
-fn stale_or<W>(error: ExportError) -> Result<Contents<W>, Failure> {
-    match error {
-        ExportError::Stale => Ok(Contents::Stale),
-        ExportError::Failed(failure) => Err(failure),
     }
 }
 
@@ -223,10 +217,6 @@ fn is_news(known: &[(String, Options)], r#type: &str, options: &Options) -> bool
 
 fn options_line(r#type: &str, options: &Options) -> OptionsLine {
     OptionsLine { r#type: r#type.to_owned(), options: options.into() }
-}
-
-fn summary(end: &End, to: &str, took: &str) -> String {
-    format!("exported {} records and the options of {} types to {to} {took}", end.records, end.options)
 }
 
 fn partial(file: &Path) -> PathBuf {

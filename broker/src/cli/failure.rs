@@ -4,7 +4,7 @@ use std::{error::Error as StdError, io, path::PathBuf, process::ExitCode, time::
 
 use tonic::{Code, Status, transport::Uri};
 
-use super::duration::short;
+use super::{duration::short, output::notice};
 use crate::jwt::MalformedKey;
 
 /// What `--help` says about exit codes.
@@ -175,7 +175,7 @@ impl Failure {
     /// Tells a person on standard error, and ends the tool.
     pub fn report(&self) -> ExitCode {
         if !matches!(self, Self::OutputClosed) {
-            eprintln!("error: {self}");
+            notice(&format!("error: {self}"));
         }
         ExitCode::from(self.exit_code())
     }

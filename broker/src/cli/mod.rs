@@ -25,7 +25,7 @@ mod tests;
 mod types;
 mod watch;
 
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
@@ -177,8 +177,10 @@ async fn execute(
         Command::Bench(bench) => bench::run(*bench).await,
         Command::Completions { shell } => {
             let name = root.get_name().to_owned();
-            clap_complete::generate(shell, &mut root, name, &mut io::stdout());
-            Ok(())
+            // Into memory first: the generator panics when nobody reads what it writes.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut root, name, &mut script);
+            open(OutputArgs::default()).bytes(&script)
         }
     }
 }

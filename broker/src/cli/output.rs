@@ -73,6 +73,14 @@ impl Output {
         matches!(self.format, Format::Table | Format::Wide)
     }
 
+    /// Prints bytes as they are.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.to.write_all(bytes).and_then(|()| self.to.flush()).map_err(Failure::output)
+    }
+
     /// Prints one line.
     ///
     /// # Errors
@@ -189,9 +197,9 @@ impl<T: Into<String>> From<T> for Styled {
     }
 }
 
-/// Tells a person something that is not a result.
+/// Tells a person something that is not a result. If nobody reads it, that is no reason to stop.
 pub fn notice(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A type as people write it: without the customary prefix.
@@ -213,6 +221,8 @@ pub fn relative(time: Timestamp, now: SystemTime) -> String {
     match (now.duration_since(then), then.duration_since(now)) {
         (Ok(past), _) if past < Duration::from_secs(1) => "now".to_owned(),
         (Ok(past), _) => format!("{} ago", duration::short(past)),
+        // The clocks of two machines are never quite the same.
+        (Err(_), Ok(future)) if future < Duration::from_secs(1) => "now".to_owned(),
         (Err(_), Ok(future)) => format!("in {}", duration::short(future)),
         (Err(_), Err(_)) => time.to_string(),
     }
@@ -271,6 +281,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100_000);
         let shown = |seconds| relative(Timestamp { seconds, nanos: 0 }, now);
         assert_eq!(shown(100_000), "now");
+        assert_eq!(relative(Timestamp { seconds: 100_000, nanos: 3_000_000 }, now), "now");
         assert_eq!(shown(99_815), "3m5s ago");
         assert_eq!(shown(103_600), "in 1h");
     }

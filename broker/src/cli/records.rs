@@ -233,7 +233,7 @@ pub(super) async fn delete(connection: &Connection, found: &[EncodedRecord]) -> 
 #[derive(Debug, clap::Args)]
 pub struct Query {
     /// Their type, in full or short; all types if left out
-    #[arg(default_value = "")]
+    #[arg(default_value = "", hide_default_value = true)]
     pub r#type: String,
     /// Filter: {"user_id": "x"}, {"$or": [{"id": "a"}, {"email": {"$endsWith": "@example.com"}}]}, …
     #[arg(short = 'F', long, value_name = "JSON")]

@@ -80,8 +80,8 @@ impl Proposal {
 }
 
 impl Caller {
-    fn is_expired(&self) -> bool {
-        self.deadline <= Instant::now()
+    fn is_expired(&self, now: Instant) -> bool {
+        self.deadline <= now
     }
 
     /// A caller that went away needs no answer; its request is settled all the same.
@@ -132,17 +132,16 @@ impl Batch {
         self.callers.into_iter().for_each(|caller| caller.answer(Err(why())));
     }
 
-    /// Gives up those that have waited for too long.
-    fn refuse_expired(&mut self) {
-        let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
-        for (command, caller) in all {
-            if caller.is_expired() {
-                caller.answer(Err(Error::NoLeader));
-            } else {
-                self.commands.push(command);
-                self.callers.push(caller);
-            }
+    /// Gives up those that have waited for too long; true if others are left.
+    fn refuse_expired(&mut self) -> bool {
+        let now = Instant::now();
+        if self.callers.iter().any(|caller| caller.is_expired(now)) {
+            let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
+            let (expired, left): (Vec<_>, Vec<_>) = all.partition(|(_, caller)| caller.is_expired(now));
+            (self.commands, self.callers) = left.into_iter().unzip();
+            expired.into_iter().for_each(|(_, caller)| caller.answer(Err(Error::NoLeader)));
         }
+        !self.callers.is_empty()
     }
 }
 
@@ -160,8 +159,10 @@ pub(super) struct Coalescer<R: Runtime> {
     pub(super) incoming: mpsc::Receiver<Proposal>,
     /// Came out of the queue, but did not fit the last entry.
     pub(super) carried: Option<Proposal>,
-    /// Entries that may be under way.
-    pub(super) slots: Arc<Semaphore>,
+    /// Shared entries that may be under way.
+    pub(super) shared: Arc<Semaphore>,
+    /// Entries of a single large request that may be under way.
+    pub(super) single: Arc<Semaphore>,
 }
 
 impl<R: Runtime> Coalescer<R> {
@@ -169,12 +170,16 @@ impl<R: Runtime> Coalescer<R> {
     pub(super) async fn run(mut self) {
         while let Some(first) = self.next().await {
             // The slot comes first: while all are taken, more requests gather.
-            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
-            let batch = self.gather(first);
+            let slots = if first.is_large() { &self.single } else { &self.shared };
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let mut batch = self.gather(first);
+            if !batch.refuse_expired() {
+                continue;
+            }
             let mut flight = Flight { batch, ground: self.ground.clone(), _slot: slot };
             // Here and not in the task, so that entries keep the order of their requests.
             let submitted = flight.submit().await;
-            R::spawn(flight.land(submitted));
+            R::spawn("flight", &self.ground.failure, flight.land(submitted));
         }
     }
 
@@ -211,7 +216,6 @@ struct Flight<R: Runtime> {
 
 impl<R: Runtime> Flight<R> {
     async fn submit(&mut self) -> Result<Submitted<R>, Refusal> {
-        self.batch.refuse_expired();
         let Ground { replica, requests, clock, .. } = &*self.ground;
         replica.submit(self.batch.encode(clock.now_nanos(), requests.settled())).await
     }
@@ -219,7 +223,7 @@ impl<R: Runtime> Flight<R> {
     /// Waits for the answers. While nobody leads, submits again, under the same identities: a request that took effect
     /// although its leader vanished is answered from memory.
     async fn land(mut self, mut submitted: Result<Submitted<R>, Refusal>) {
-        while !self.batch.callers.is_empty() {
+        loop {
             let refusal = match submitted {
                 Ok(submitted) => match submitted.answers().await {
                     Ok(answers) => return self.answer(answers),
@@ -228,12 +232,14 @@ impl<R: Runtime> Flight<R> {
                 Err(refusal) => refusal,
             };
             if refusal == Refusal::Stopped {
-                let failure = &self.ground.failure;
-                return self.batch.refuse(|| super::stopped(failure));
+                return self.batch.refuse(|| super::stopped(&self.ground.failure));
             }
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
             drop(timeout(RETRY, role.changed()).await);
+            if !self.batch.refuse_expired() {
+                return;
+            }
             submitted = self.submit().await;
         }
     }

@@ -17,6 +17,14 @@ fn record(id: &str) -> bytes::Bytes {
     record.encode_to_vec().into()
 }
 
+/// A Put of one record with so much data.
+fn put_bytes(id: &str, bytes: usize) -> Kind {
+    use prost::Message as _;
+    let data = prost_types::Any { type_url: "type.googleapis.com/unknown".into(), value: vec![7; bytes] };
+    let record = databroker_proto::Record { r#type: "t".into(), id: id.into(), data: Some(data), ..Default::default() };
+    Kind::Put(Put { records: vec![record.encode_to_vec().into()] })
+}
+
 fn put(id: &str) -> Kind {
     Kind::Put(Put { records: vec![record(id)] })
 }
@@ -197,6 +205,32 @@ async fn a_node_that_nobody_holds_gives_its_folder_back() {
     node.shutdown().await;
 }
 
+#[tokio::test]
+async fn a_lost_store_and_a_lost_log_are_both_refused() {
+    let retention = crate::raft::Retention { sync_bytes: 1 << 20, keep_bytes: 1 << 20, ..Default::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(Options { retention, ..options(folder.path()) }).await.unwrap();
+    for index in 0..16 {
+        node.propose(put_bytes(&format!("r{index}"), 512 << 10)).await.unwrap();
+    }
+    until("the log is purged", || node.status().purged_index > Some(2)).await;
+    node.shutdown().await;
+
+    let without = |parts: &[&str]| {
+        let rest = tempfile::tempdir().unwrap();
+        copy(folder.path(), rest.path());
+        for part in parts.iter().map(|part| rest.path().join(part)) {
+            if part.is_dir() { std::fs::remove_dir_all(part).unwrap() } else { std::fs::remove_file(part).unwrap() }
+        }
+        rest
+    };
+    for (parts, what) in [(&["store"][..], "log was purged up to"), (&["log", "log-mark"][..], "log ends at nothing")] {
+        let rest = without(parts);
+        let refused = Node::open(options(rest.path())).await.err().unwrap().to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+}
+
 /// The disk as a kill leaves it: copied while the node works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_made_under_load_opens_with_all_that_was_acknowledged_before() {
@@ -294,9 +328,7 @@ async fn the_log_is_purged_by_bytes_up_to_what_the_store_has_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::open(Options { retention, ..options(folder.path()) }).await.unwrap();
     for index in 0..32 {
-        let mut id = format!("{index}-");
-        id.extend(std::iter::repeat_n('x', 512 << 10));
-        node.propose(put(&id)).await.unwrap();
+        node.propose(put_bytes(&format!("r{index}"), 512 << 10)).await.unwrap();
     }
     until("most of the log is purged", || node.status().purged_index > Some(16)).await;
     let status = node.status();

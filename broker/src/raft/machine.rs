@@ -76,6 +76,11 @@ impl Machine {
         Ok(Self { shared: Arc::new(shared), applied, membership })
     }
 
+    /// Where the store stands.
+    pub(super) fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
     pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
     }

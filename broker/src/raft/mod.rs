@@ -29,7 +29,7 @@ mod replica;
 mod retention;
 pub mod runtime;
 
-pub use log::{Error as LogError, Log, Options as LogOptions, SPACES as LOG_SPACES};
+pub use log::{Error as LogError, Options as LogOptions, SPACES as LOG_SPACES};
 pub use replica::{Error, Parts, Picture, Refusal, Replica, Role, Submitted, Timers};
 pub use retention::Retention;
 

@@ -16,7 +16,7 @@ use openraft::{
 use tokio::sync::watch;
 
 use super::{
-    Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
+    LogId, Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
     log::{self, Log},
     machine::{self, Machine},
     network::NoPeers,
@@ -82,7 +82,13 @@ pub enum Error {
     /// No thread for the store.
     #[error("cannot start the thread that applies: {0}")]
     Thread(#[source] io::Error),
-    /// Log and store do not fit together, or one of them cannot be read.
+    /// Log and store are not of the same life: one of them was lost, exchanged, or cut.
+    #[error("log and store do not fit together, one of them is damaged: {what}")]
+    Gap {
+        /// What was found.
+        what: String,
+    },
+    /// openraft cannot start.
     #[error("cannot start from log and store: {reason}")]
     Start {
         /// What openraft says.
@@ -191,14 +197,15 @@ impl<R: Runtime> Replica<R> {
         let log = Log::open(log_engine, log, &*executor, clock, &failure, observer.clone())?;
         let lane = executor.lane("apply", &failure).map_err(Error::Thread)?;
         let machine = Machine::open(store, lane, failure.clone(), observer, retention).map_err(Error::Store)?;
+        refuse_gap(&log, &machine)?;
         let (node_id, starts, shared) = (log.node_id(), log.starts(), machine.shared());
         let raft = openraft::Raft::new(node_id, config, NoPeers, log, machine)
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
         let replica = Self { raft, machine: shared, role, node_id, starts };
-        R::spawn(replica.clone().follow_role(announce, failure));
-        R::spawn(replica.clone().follow_size());
+        R::spawn("role", &failure, replica.clone().follow_role(announce, failure.clone()));
+        R::spawn("size", &failure, replica.clone().follow_size());
         replica.find_place().await?;
         Ok(replica)
     }
@@ -346,6 +353,22 @@ impl<R: Runtime> Replica<R> {
             }
         }
     }
+}
+
+/// The store must stand where the log can go on, and nowhere the log has not been: an entry is synced in the log before
+/// it is applied, and purged only after the store was synced. openraft would skip over either gap.
+fn refuse_gap(log: &Log, machine: &Machine) -> Result<(), Error> {
+    let ((purged, last), applied) = (log.ends(), machine.applied());
+    let index = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("index {}", id.index));
+    if applied < purged {
+        let what = format!("the store holds {}, but the log was purged up to {}", index(applied), index(purged));
+        return Err(Error::Gap { what });
+    }
+    if applied > last {
+        let what = format!("the store holds {}, but the log ends at {}", index(applied), index(last));
+        return Err(Error::Gap { what });
+    }
+    Ok(())
 }
 
 fn is_alone(membership: &StoredMembership, me: NodeId) -> bool {

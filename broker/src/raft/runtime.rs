@@ -12,6 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use futures::FutureExt as _;
 use openraft::AsyncRuntime;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -23,10 +24,15 @@ pub trait Runtime: Copy + Debug + Default + Eq + Ord + Send + Sync + 'static {
     /// The runtime as openraft drives it.
     type Async: AsyncRuntime;
 
-    /// Spawns a task on the runtime of the caller. Tasks are spawned here and nowhere else, so that a simulation
-    /// can give each of them its own stream of random numbers.
-    fn spawn<F: Future<Output = ()> + Send + 'static>(future: F) {
-        drop(Self::Async::spawn(future));
+    /// Spawns a task on the runtime of the caller. A panic in it is reported to `failure`. Tasks are spawned here and
+    /// nowhere else, so that a simulation can give each of them its own stream of random numbers.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(name: &'static str, failure: &Failure, future: F) {
+        let failure = failure.clone();
+        drop(Self::Async::spawn(async move {
+            if AssertUnwindSafe(future).catch_unwind().await.is_err() {
+                failure.report(format_args!("the task {name:?} panicked"));
+            }
+        }));
     }
 }
 
@@ -208,6 +214,13 @@ mod tests {
         assert_eq!(&*failure.wait().await, "the thread \"frail\" panicked");
         assert!(call(&*lane, || 7).await.is_err());
         threads.stop();
+    }
+
+    #[tokio::test]
+    async fn a_panicking_task_fails_the_node() {
+        let failure = Failure::default();
+        Tokio::spawn("frail", &failure, async { panic!("on purpose") });
+        assert_eq!(&*failure.wait().await, "the task \"frail\" panicked");
     }
 
     #[tokio::test]

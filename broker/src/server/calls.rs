@@ -1,9 +1,12 @@
 //! Every call from start to end: counted, timed, and, if it fails, logged under an id that the client sees too.
 //!
 //! A tower layer around everything else. A call ends with its trailers, so the response body is followed as well.
+//! A panic, which is a bug, ends its own call with INTERNAL: unguarded, the client would see CANCELLED, which some take
+//! for "stop for ever".
 //! Not here: how metrics are kept and shown (`metrics`).
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Instant,
@@ -13,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use pin_project_lite::pin_project;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
@@ -26,13 +30,16 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// Observes the calls of a service.
 #[derive(Clone)]
-pub(super) struct CallLayer(pub(super) Calls);
+pub(super) struct CallLayer {
+    pub(super) calls: Calls,
+    pub(super) closing: CancellationToken,
+}
 
 impl<S> Layer<S> for CallLayer {
     type Service = Observed<S>;
 
     fn layer(&self, inner: S) -> Observed<S> {
-        Observed { inner, calls: self.0.clone() }
+        Observed { inner, layer: self.clone() }
     }
 }
 
@@ -40,7 +47,7 @@ impl<S> Layer<S> for CallLayer {
 #[derive(Clone)]
 pub(super) struct Observed<S> {
     inner: S,
-    calls: Calls,
+    layer: CallLayer,
 }
 
 impl<S, B> Service<Request<B>> for Observed<S>
@@ -57,9 +64,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let method = Method::of(request.uri().path());
-        self.calls.started(method);
+        self.layer.calls.started(method);
         let id = request.headers().get(REQUEST_ID).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX).cloned();
-        let call = Call { method, started: Instant::now(), calls: self.calls.clone(), id, ended: false };
+        let call = Call { method, started: Instant::now(), layer: self.layer.clone(), id, ended: false };
         Responding { inner: self.inner.call(request), call: Some(call) }
     }
 }
@@ -81,7 +88,8 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
+        let polled = catch_unwind(AssertUnwindSafe(|| this.inner.poll(cx)));
+        let mut response = ready!(polled.unwrap_or_else(|_| Poll::Ready(Ok(bug().into_http()))))?;
         let Some(mut call) = this.call.take() else { return Poll::Ready(Ok(response)) };
         // A status among the headers: the call is over, and there is no body.
         if response.headers().contains_key(Status::GRPC_STATUS) {
@@ -104,7 +112,11 @@ impl http_body::Body for Followed {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let mut frame = ready!(http_body::Body::poll_frame(Pin::new(&mut this.inner), cx));
+        if this.call.ended {
+            return Poll::Ready(None);
+        }
+        let polled = catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(&mut this.inner), cx)));
+        let mut frame = ready!(polled.unwrap_or_else(|_| Poll::Ready(Some(Ok(bug_frame())))));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
@@ -122,7 +134,7 @@ impl http_body::Body for Followed {
 struct Call {
     method: Method,
     started: Instant,
-    calls: Calls,
+    layer: CallLayer,
     id: Option<HeaderValue>,
     ended: bool,
 }
@@ -141,7 +153,7 @@ impl Call {
 
     fn count(&mut self, code: Code) {
         self.ended = true;
-        self.calls.ended(self.method, code, self.started.elapsed());
+        self.layer.calls.ended(self.method, code, self.started.elapsed());
     }
 
     /// Only the broker's own failures are worth a person's attention; and only their texts never repeat what a client
@@ -149,6 +161,8 @@ impl Call {
     fn log(&self, code: Code, message: Option<&HeaderValue>, id: &HeaderValue) {
         let (method, id) = (self.method.name(), id.to_str().unwrap_or_default());
         match code {
+            // Every open stream ends like this when the server is told to stop.
+            Code::Unavailable if self.layer.closing.is_cancelled() => {}
             Code::Internal | Code::Unknown | Code::Unavailable | Code::DataLoss | Code::ResourceExhausted => {
                 let message = message.and_then(|message| message.to_str().ok()).unwrap_or_default();
                 tracing::warn!(method, ?code, message, request_id = id, "a call failed");
@@ -167,13 +181,22 @@ impl Drop for Call {
     }
 }
 
+/// The panic itself is reported where it happens.
+fn bug() -> Status {
+    Status::internal("the server made a mistake: please report it")
+}
+
+fn bug_frame() -> Frame<Bytes> {
+    let (head, _) = bug().into_http::<Body>().into_parts();
+    Frame::trailers(head.headers)
+}
+
 fn new_id() -> HeaderValue {
     HeaderValue::try_from(format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::future::{Ready, ready};
     use http_body_util::BodyExt as _;
     use tower::ServiceExt as _;
 
@@ -186,8 +209,11 @@ mod tests {
         F: Fn() -> Response<Body> + Clone,
     {
         let calls = Calls::default();
-        let service = tower::service_fn(move |_| -> Ready<Result<_, ()>> { ready(Ok(answer())) });
-        (calls.clone(), CallLayer(calls).layer(service))
+        let service = tower::service_fn(move |_| {
+            let answer = answer.clone();
+            async move { Ok(answer()) }
+        });
+        (calls.clone(), CallLayer { calls, closing: CancellationToken::new() }.layer(service))
     }
 
     fn get() -> http::request::Builder {
@@ -227,6 +253,24 @@ mod tests {
             assert_eq!(calls.count(Method::of(GET), counted), 1);
             assert_eq!(calls.in_flight(Method::of(GET)), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_call_with_internal() {
+        let (calls, service) = observed(|| panic!("on purpose"));
+        let response = service.oneshot(get().body(()).unwrap()).await.unwrap();
+        assert_eq!(response.headers()[Status::GRPC_STATUS], "13");
+        assert_eq!(calls.count(Method::of(GET), Code::Internal), 1);
+
+        let (calls, service) = observed(|| {
+            let frames =
+                futures::stream::poll_fn(|_| -> Poll<Option<Result<Frame<Bytes>, Status>>> { panic!("on purpose") });
+            Response::new(Body::new(http_body_util::StreamBody::new(frames)))
+        });
+        let response = service.oneshot(get().body(()).unwrap()).await.unwrap();
+        let collected = response.into_body().collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()[Status::GRPC_STATUS], "13");
+        assert_eq!(calls.count(Method::of(GET), Code::Internal), 1);
     }
 
     #[tokio::test]

@@ -2,7 +2,10 @@
 //!
 //! Plain HTTP, without tokens: nothing here speaks of records.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -11,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +23,10 @@ use crate::node::{self, Node};
 
 /// How long a check waits for the node before it says no. Probes give up after a second by default.
 const PROBE_MAX: Duration = Duration::from_millis(800);
+
+/// How long an entry of the log may wait to be applied before the threads that write are taken for stuck. A disk may
+/// well pause for seconds.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// The content type of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -29,6 +37,31 @@ pub(super) struct Pages {
     pub(super) node: Node,
     pub(super) closing: CancellationToken,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) watchdog: Arc<Mutex<Watchdog>>,
+}
+
+/// Notices that nothing is applied any more although the log has more.
+#[derive(Debug, Default)]
+pub(super) struct Watchdog {
+    /// The applied index when it was first seen to wait for more, and when that was.
+    waiting: Option<(Option<u64>, Instant)>,
+}
+
+impl Watchdog {
+    /// Looks at the node, and says whether its threads are stuck.
+    fn is_stuck(&mut self, status: &node::Status, now: Instant) -> bool {
+        if status.last_log_index <= status.applied_index {
+            self.waiting = None;
+            return false;
+        }
+        match self.waiting {
+            Some((applied, since)) if applied == status.applied_index => now.duration_since(since) > STUCK_AFTER,
+            _ => {
+                self.waiting = Some((status.applied_index, now));
+                false
+            }
+        }
+    }
 }
 
 /// Health checks.
@@ -47,12 +80,14 @@ pub(super) fn metrics(pages: Pages) -> Router {
 }
 
 async fn alive(State(pages): State<Pages>) -> Response {
-    // A node without a leader is alive; one whose disk has failed, or whose threads no longer move, is not.
-    match timeout(PROBE_MAX, pages.node.fence()).await {
-        Ok(Err(error @ node::Error::Failed { .. })) => no(error),
-        Ok(_) => "alive\n".into_response(),
-        Err(_) => no("the node's threads do not move"),
+    // A node without a leader is alive; one whose disk has failed, or no longer answers, is not.
+    if let Some(reason) = pages.node.failure() {
+        return no(reason);
     }
+    if pages.watchdog.lock().is_stuck(&pages.node.status(), Instant::now()) {
+        return no("the threads that write to the disk do not move");
+    }
+    "alive\n".into_response()
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {
@@ -71,8 +106,31 @@ fn no(reason: impl std::fmt::Display) -> Response {
 }
 
 async fn show_metrics(State(pages): State<Pages>) -> Response {
-    match pages.metrics.text() {
-        Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    match tokio::task::spawn_blocking(move || pages.metrics.text()).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(Err(error)) => no(error),
+        Err(error) => no(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_stuck_when_it_applies_nothing_for_too_long_although_there_is_more() {
+        let at = |last, applied| node::Status {
+            last_log_index: Some(last),
+            applied_index: Some(applied),
+            ..node::Status::default()
+        };
+        let (mut watchdog, start) = (Watchdog::default(), Instant::now());
+        let late = start + STUCK_AFTER + Duration::from_secs(1);
+        assert!(!watchdog.is_stuck(&at(5, 4), start));
+        assert!(watchdog.is_stuck(&at(9, 4), late));
+        // It moves, and then catches up.
+        assert!(!watchdog.is_stuck(&at(9, 5), late));
+        assert!(!watchdog.is_stuck(&at(9, 9), late));
+        assert!(!watchdog.is_stuck(&at(10, 9), late + STUCK_AFTER * 2));
     }
 }

@@ -194,6 +194,8 @@ impl Connection {
         protocol
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.streams_max)
+            // A proxy carries the calls of many clients, and may cancel all of them at once.
+            .max_pending_accept_reset_streams(self.streams_max as usize)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES_MAX)

@@ -4,7 +4,9 @@
 //! Not here: the port on which it is shown (`http`).
 
 use std::{
-    fmt,
+    fmt, fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
@@ -141,6 +143,8 @@ pub struct DiskTimes {
     log_bytes: Counter,
     apply_seconds: Histogram,
     apply_entries: Histogram,
+    /// The data folder; none with the memory engine.
+    folder: Option<PathBuf>,
 }
 
 impl Default for DiskTimes {
@@ -151,6 +155,7 @@ impl Default for DiskTimes {
             log_bytes: Counter::default(),
             apply_seconds: Histogram::new(SECONDS),
             apply_entries: Histogram::new(BATCHES),
+            folder: None,
         }
     }
 }
@@ -169,14 +174,22 @@ impl raft::Observer for DiskTimes {
 }
 
 impl DiskTimes {
+    /// For a node that keeps its data in this folder.
+    pub fn of(folder: PathBuf) -> Self {
+        Self { folder: Some(folder), ..Self::default() }
+    }
+
     fn register(&self, registry: &mut Registry) {
-        let Self { log_seconds, log_entries, log_bytes, apply_seconds, apply_entries } = self;
+        let Self { log_seconds, log_entries, log_bytes, apply_seconds, apply_entries, folder } = self;
         let help = "How long a write to the log took, its sync included, in seconds";
         registry.register("log_write_seconds", help, log_seconds.clone());
         registry.register("log_write_entries", "Entries that shared a write to the log", log_entries.clone());
         registry.register("log_written_bytes", "Bytes of entries written to the log", log_bytes.clone());
         registry.register("apply_seconds", "How long a batch took to apply, in seconds", apply_seconds.clone());
         registry.register("apply_entries", "Entries that were applied as one batch", apply_entries.clone());
+        if let Some(folder) = folder {
+            registry.register_collector(Box::new(FolderCollector(folder.clone())));
+        }
     }
 }
 
@@ -201,7 +214,7 @@ impl Metrics {
         Self { registry, tokens_refused }
     }
 
-    /// The metrics as OpenMetrics text.
+    /// The metrics as OpenMetrics text. Reads from the disk.
     ///
     /// # Errors
     /// Never in practice: a string takes any text.
@@ -210,6 +223,34 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
         Ok(out)
     }
+}
+
+#[derive(Debug)]
+struct FolderCollector(PathBuf);
+
+impl Collector for FolderCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(0i64).metric_type();
+        let mut data = encoder.encode_descriptor("data_bytes", "What the data takes on the disk", None, gauge)?;
+        for part in ["log", "store"] {
+            let bytes = i64::try_from(bytes_on_disk(&self.0.join(part))).unwrap_or(i64::MAX);
+            ConstGauge::new(bytes).encode(data.encode_family(&[("part", part)])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// How much of the disk a folder takes. What cannot be read, or vanishes meanwhile, counts as nothing.
+fn bytes_on_disk(folder: &Path) -> u64 {
+    /// The unit in which the system counts blocks.
+    const BLOCK_BYTES: u64 = 512;
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_on_disk(&entry.path()),
+        Ok(metadata) => metadata.blocks() * BLOCK_BYTES,
+        Err(_) => 0,
+    };
+    entries.filter_map(Result::ok).map(size).sum()
 }
 
 #[derive(Debug)]
@@ -266,7 +307,9 @@ impl fmt::Debug for NodeCollector {
 
 impl Collector for NodeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (progress, status) = (self.node.reader().progress(), self.node.status());
+        let snapshot = self.node.reader().snapshot();
+        let (progress, status) = (snapshot.progress(), self.node.status());
+        let records = snapshot.type_counts().map_or(0, |counts| counts.iter().map(|(_, count)| count).sum());
         let mut gauge = |name: &str, help: &str, value: u64| {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
@@ -275,6 +318,7 @@ impl Collector for NodeCollector {
         gauge("streams", "Open Sync, SyncLatest and Watch streams", self.streams.count() as u64)?;
         let lag = self.streams.lag(progress.latest_record_version);
         gauge("stream_lag_versions_max", "Record versions the slowest stream is behind", lag)?;
+        gauge("records", "Live records", records)?;
         gauge("record_version", "The newest record version", progress.latest_record_version)?;
         gauge("record_version_earliest", "The first change still kept", progress.earliest_record_version)?;
         gauge("tail_bytes", "Changes held in memory for streams", self.node.reader().tail_bytes() as u64)?;

@@ -47,6 +47,7 @@ use crate::{
     node::Node,
 };
 pub use auth::{KeyError, read_key};
+use calls::CallLayer;
 use edge::Edge;
 use http::Pages;
 use listener::Listener;
@@ -122,7 +123,7 @@ impl Server {
         let calls = Calls::default();
         let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
-        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics };
+        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics, watchdog: Arc::default() };
         let edge = Edge::new(node.clone(), streams, closing.clone());
         let routes = routes(&edge, grpc.limits.request_bytes_max)?;
         let (pages, health, metrics) = open_pages(http, pages).await?;
@@ -139,7 +140,8 @@ impl Server {
     /// Serves until told to stop, and until every request under way has ended. The HTTP side answers to the last.
     pub async fn serve(self) {
         let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
-        let service = layered(self.routes, self.calls, self.auth);
+        let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
+        let service = layered(self.routes, calls, self.auth);
         self.grpc.serve(service, self.closing).await;
         for page in pages {
             page.abort();
@@ -149,13 +151,13 @@ impl Server {
 
 fn layered(
     routes: Routes,
-    calls: Calls,
+    calls: CallLayer,
     auth: auth::AuthLayer,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
 + 'static {
-    ServiceBuilder::new().layer(calls::CallLayer(calls)).layer(auth).service(routes)
+    ServiceBuilder::new().layer(calls).layer(auth).service(routes)
 }
 
 fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflection::server::Error> {

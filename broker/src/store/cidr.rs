@@ -14,21 +14,14 @@ use prefix_trie::joint::JointPrefixMap;
 
 use super::fields::{Any, Field, Fields, Payload};
 
-/// How many Anys may be packed into each other.
-const WRAPPERS_MAX: usize = 16;
-
 /// The network a record speaks of; `any` is its encoded `google.protobuf.Any`. Bits after the prefix are cleared.
 pub fn cidr_of(any: &[u8]) -> Option<IpNet> {
-    let mut any = Any::parse(any).ok()?;
-    for _ in 0..WRAPPERS_MAX {
-        match any.message_name() {
-            "google.protobuf.Any" => any = Any::parse(any.value).ok()?,
-            "google.protobuf.Struct" => return cidr_in(any.value),
-            "google.protobuf.Value" => return cidr_in(json::members(any.value)?),
-            _ => return None,
-        }
+    let any = Any::unwrap(any)?;
+    match any.message_name() {
+        "google.protobuf.Struct" => cidr_in(any.value),
+        "google.protobuf.Value" => cidr_in(json::members(any.value)?),
+        _ => None,
     }
-    None
 }
 
 fn cidr_in(members: &[u8]) -> Option<IpNet> {
@@ -158,6 +151,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::store::fields::WRAPPERS_MAX;
     use crate::store::samples::{self, Random, any, pack};
 
     fn of(cidr: serde_json::Value) -> Option<String> {

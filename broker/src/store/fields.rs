@@ -3,10 +3,13 @@
 //! Records hold maps, and a decoded map has no order of its own; whatever is decided about a record's data is therefore
 //! read from its bytes. Not here: what a field means (`inspect`, `path`, `mask`).
 
-use prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{Cardinality, FieldDescriptor, Kind, MessageDescriptor, OneofDescriptor};
 
 /// How deep messages, map entries or groups may lie inside each other: what prost's own decoder allows.
 pub(crate) const DEPTH_MAX: usize = 100;
+
+/// How many Anys may be packed into each other: each is decoded anew, so no decoder bounds them.
+pub(crate) const WRAPPERS_MAX: usize = 16;
 
 /// The highest field number of the format.
 const NUMBER_MAX: u64 = (1 << 29) - 1;
@@ -161,7 +164,16 @@ fn skip_group(bytes: &mut &[u8], number: u32) -> Result<Payload<'static>, Malfor
     Ok(Payload::Group)
 }
 
-fn fits(field: &FieldDescriptor, payload: &Payload<'_>) -> bool {
+/// The other members of a field's oneof: setting one of them clears the field.
+pub(crate) fn siblings(field: &FieldDescriptor) -> Vec<u32> {
+    let members = |oneof: OneofDescriptor| oneof.fields().map(|member| member.number()).collect();
+    let mut members: Vec<u32> = field.containing_oneof().map(members).unwrap_or_default();
+    members.retain(|&number| number != field.number());
+    members
+}
+
+/// Whether the payload has a wire type the field can have.
+pub(crate) fn fits(field: &FieldDescriptor, payload: &Payload<'_>) -> bool {
     if field.is_group() {
         return false;
     }
@@ -247,6 +259,18 @@ impl<'a> Any<'a> {
             }
         }
         Ok(any)
+    }
+
+    /// What is left when Anys packed into each other are unpacked. `None`: broken, or too many of them.
+    pub(crate) fn unwrap(bytes: &'a [u8]) -> Option<Self> {
+        let mut any = Self::parse(bytes).ok()?;
+        for _ in 0..WRAPPERS_MAX {
+            if any.message_name() != "google.protobuf.Any" {
+                return Some(any);
+            }
+            any = Self::parse(any.value).ok()?;
+        }
+        None
     }
 
     /// The full name of the message inside.

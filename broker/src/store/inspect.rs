@@ -94,6 +94,7 @@ impl Descriptors {
     /// The data as JSON, with its type URL under `@type`; `None` if it cannot be shown (unknown type, broken data).
     /// Builds the whole message: for tools, not for servers.
     pub fn to_json(&self, any: &[u8]) -> Option<serde_json::Value> {
+        Any::unwrap(any)?;
         let message = DynamicMessage::decode(self.message("google.protobuf.Any")?, any).ok()?;
         serde_json::to_value(message).ok()
     }
@@ -271,9 +272,12 @@ mod tests {
             let _ = fields::check(&message("google.protobuf.Value"), &data);
             descriptors().to_json(&data);
         }
+        let wrapped = (0..2_000).fold(pack("test.Test", b""), |any, _| pack("google.protobuf.Any", &any));
+        assert_eq!(descriptors().to_json(&wrapped), None);
         let mut deep = b"\x1a\x01a".to_vec();
-        for _ in 0..200 {
-            let mut outer = vec![0x32];
+        for level in 0..200 {
+            // A list in a value in a list …
+            let mut outer = vec![if level % 2 == 0 { 0x0a } else { 0x32 }];
             prost::encoding::encode_varint(deep.len() as u64, &mut outer);
             outer.extend(deep);
             deep = outer;
@@ -323,16 +327,18 @@ mod tests {
         }
 
         #[test]
-        fn what_is_called_decodable_can_be_decoded(seed: u64) {
+        fn what_decodes_is_called_decodable(seed: u64) {
             let mut random = Random(seed);
             let name = TYPES[random.below(TYPES.len())];
             let mut bytes = random.encoded(&message(name));
             random.damage(&mut bytes);
-            // The other way round need not hold: a known number with another wire type is left alone here, refused there.
-            if DynamicMessage::decode(message(name), &bytes[..]).is_ok() {
-                prop_assert_eq!(fields::check(&message(name), &bytes), Ok(()));
-            }
             indexed(&pack(name, &bytes), &["id", "fields.a.string_value"]);
+            // prost-reflect takes a map's entries with any wire type. The other way round need not hold either: a known
+            // number with another wire type is left alone here and refused there.
+            let maps = name.starts_with("google.") || name.starts_with("session.Session") || name.starts_with("ietf.");
+            if !maps && DynamicMessage::decode(message(name), &bytes[..]).is_ok() {
+                prop_assert_eq!(fields::check(&message(name), &bytes), Ok(()), "{} {:x?}", name, bytes);
+            }
         }
     }
 }

@@ -49,6 +49,20 @@ impl<'a> Leaf<'a> {
         })
     }
 
+    /// A point in time; one outside the years 1 to 9999 has no text form.
+    pub(crate) fn time(seconds: i64, nanos: i32) -> Self {
+        let valid = (-62_135_596_800..=253_402_300_799).contains(&seconds) && (0..=999_999_999).contains(&nanos);
+        if valid { Self::Time(prost_types::Timestamp { seconds, nanos }) } else { Self::Opaque }
+    }
+
+    /// A span of time; one of more than 10,000 years, or whose parts differ in sign, has no text form.
+    pub(crate) fn span(seconds: i64, nanos: i32) -> Self {
+        let valid = seconds.unsigned_abs() <= 315_576_000_000
+            && nanos.unsigned_abs() <= 999_999_999
+            && (seconds == 0 || nanos == 0 || (seconds < 0) == (nanos < 0));
+        if valid { Self::Span(prost_types::Duration { seconds, nanos }) } else { Self::Opaque }
+    }
+
     /// What a field of this kind holds when it is not on the wire.
     pub(crate) fn default_of(kind: &Kind) -> Self {
         match kind {
@@ -247,9 +261,9 @@ mod tests {
     fn times_outside_the_calendar_have_some_text_and_no_panic() {
         for seconds in [i64::MIN, -1, 0, i64::MAX] {
             for nanos in [i32::MIN, -1, 0, i32::MAX] {
-                let leaf = Leaf::Time(prost_types::Timestamp { seconds, nanos });
+                let leaf = Leaf::time(seconds, nanos);
                 let _ = (leaf.text(), leaf.compare("2026-01-01T00:00:00Z"), leaf.equals("x"));
-                let leaf = Leaf::Span(prost_types::Duration { seconds, nanos });
+                let leaf = Leaf::span(seconds, nanos);
                 let _ = (leaf.text(), leaf.compare("1s"), leaf.compare("99999999999999999999s"));
             }
         }
@@ -260,6 +274,21 @@ mod tests {
             "é026-01-01T00:00:00Z",
         ] {
             let _ = Leaf::Text(text).compare("2026-01-01T00:00:00Z");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_spelling_of_a_time_or_number_is_a_panic(
+            text in r"[+-]?[0-9]{0,20}(-[0-9]{0,3}){0,2}([Tt ][0-9:]{0,9})?(\.[0-9]{0,20})?([zZ]|[+-][0-9:]{0,6})?[es]?",
+            other in r"[0-9é:TZ+.-]{0,30}",
+        ) {
+            for (text, value) in [(&text, "2026-01-01T00:00:00Z"), (&text, &other), (&other, &text)] {
+                let _ = Leaf::Text(text).compare(value);
+                let _ = Leaf::span(1, 1).compare(value);
+                let _ = Leaf::time(1, 1).compare(value);
+                let _ = Leaf::Int(1).compare(value);
+            }
         }
     }
 }

@@ -11,10 +11,14 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
-    fields::{self, Any, Fields, Malformed, Payload},
+    fields::{self, Any, Fields, Malformed, Payload, siblings},
     inspect::Descriptors,
     path::is_zero,
 };
+
+#[cfg(test)]
+#[path = "mask_tests.rs"]
+mod tests;
 
 /// How many names a path may have.
 const NAMES_MAX: usize = 64;
@@ -191,7 +195,7 @@ impl Mask {
     fn displaced(&self, number: u32, has: &Holdings) -> bool {
         let field = self.message.get_field(number);
         field.is_some_and(|field| {
-            siblings(&field).any(|other| self.fields.contains_key(&other) && holding(has, other).present)
+            siblings(&field).into_iter().any(|other| self.fields.contains_key(&other) && holding(has, other).present)
         })
     }
 
@@ -199,7 +203,9 @@ impl Mask {
     fn survey(&self, bytes: &[u8]) -> Result<Holdings, Malformed> {
         let mut holdings = Holdings::new();
         for field in self.fields.keys().filter_map(|&number| self.message.get_field(number)) {
-            holdings.extend(siblings(&field).chain([field.number()]).map(|number| (number, Holding::default())));
+            holdings.extend(
+                siblings(&field).into_iter().chain([field.number()]).map(|number| (number, Holding::default())),
+            );
         }
         let mut at = 0;
         for field in Fields::of(bytes) {
@@ -218,14 +224,6 @@ impl Mask {
 
 fn holding(holdings: &Holdings, number: u32) -> Holding {
     holdings.get(&number).copied().unwrap_or_default()
-}
-
-/// The other members of a field's oneof.
-fn siblings(field: &FieldDescriptor) -> impl Iterator<Item = u32> + use<> {
-    let own = field.number();
-    let members: Vec<u32> =
-        field.containing_oneof().map(|oneof| oneof.fields().map(|field| field.number()).collect()).unwrap_or_default();
-    members.into_iter().filter(move |&number| number != own)
 }
 
 fn populated(field: &FieldDescriptor, payload: Payload<'_>) -> bool {

@@ -6,7 +6,7 @@
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
 use super::{
-    fields::{Field, Fields, Malformed, Payload},
+    fields::{Field, Fields, Malformed, Payload, fits, siblings},
     leaf::Leaf,
 };
 
@@ -40,13 +40,14 @@ pub(crate) fn follow<S: AsRef<str>>(
 ) -> Result<(), Malformed> {
     let Some((name, rest)) = path.split_first() else { return Ok(()) };
     if let Some(wanted) = message.get_field_by_name(name.as_ref()) {
-        let oneof = wanted.containing_oneof();
+        let displaces = siblings(&wanted);
         for field in Fields::of(bytes) {
             let field = field?;
-            let Some(known) = field.descriptor(message) else { continue };
-            if known == wanted {
-                arrive(&wanted, field.payload, rest, form, target)?;
-            } else if oneof.is_some() && known.containing_oneof() == oneof {
+            if field.number == wanted.number() {
+                if fits(&wanted, &field.payload) {
+                    arrive(&wanted, field.payload, rest, form, target)?;
+                }
+            } else if displaces.contains(&field.number) && field.descriptor(message).is_some() {
                 target.clear();
             }
         }
@@ -214,14 +215,14 @@ mod json {
         path: &[S],
         target: &mut impl Target,
     ) -> Result<(), Malformed> {
+        // Its last member counts, and leads on only if it is a Struct.
+        let mut last = None;
         for field in Fields::of(bytes) {
-            match field? {
-                Field { number: STRUCT, payload: Payload::Bytes(members), .. } => {
-                    follow_struct(members, path, target)?;
-                }
-                Field { number: NULL..=LIST, .. } => target.clear(),
-                _ => {}
-            }
+            let number = field?.number;
+            last = if (NULL..=LIST).contains(&number) { Some(number) } else { last };
+        }
+        if last == Some(STRUCT) {
+            pieces(bytes, STRUCT).try_for_each(|members| follow_struct(members?, path, target))?;
         }
         Ok(())
     }
@@ -272,12 +273,8 @@ mod json {
         };
         Ok(match message.full_name() {
             "google.protobuf.Value" => scalar_value(bytes)?,
-            "google.protobuf.Timestamp" => {
-                Leaf::Time(prost_types::Timestamp { seconds: number(1)? as i64, nanos: number(2)? as i32 })
-            }
-            "google.protobuf.Duration" => {
-                Leaf::Span(prost_types::Duration { seconds: number(1)? as i64, nanos: number(2)? as i32 })
-            }
+            "google.protobuf.Timestamp" => Leaf::time(number(1)? as i64, number(2)? as i32),
+            "google.protobuf.Duration" => Leaf::span(number(1)? as i64, number(2)? as i32),
             name if is_wrapper(name) => wrapped(message, bytes)?,
             _ => Leaf::Opaque,
         })

@@ -20,7 +20,8 @@ pub(crate) const TYPES: &[&str] = &[
 ];
 
 pub(crate) fn descriptors() -> Descriptors {
-    Descriptors::builtin().unwrap()
+    static BUILTIN: std::sync::LazyLock<Descriptors> = std::sync::LazyLock::new(|| Descriptors::builtin().unwrap());
+    BUILTIN.clone()
 }
 
 pub(crate) fn message(name: &str) -> MessageDescriptor {

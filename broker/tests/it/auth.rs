@@ -65,3 +65,24 @@ async fn whoever_speaks_something_else_is_hung_up_on_and_harms_nobody() {
     client.server_info(()).await.unwrap();
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn who_comes_when_all_places_are_taken_waits_for_one() {
+    let mut options = Options::default();
+    options.limits.connections_max = 1;
+    let broker = Broker::start_with(options).await;
+    let mut first = broker.client().await;
+    first.server_info(()).await.unwrap();
+    let mut second = tokio::net::TcpStream::connect(broker.addresses.grpc).await.unwrap();
+    second.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut byte = [0];
+    let answered = second.read_exact(&mut byte);
+    tokio::pin!(answered);
+    for _ in 0..50 {
+        first.server_info(()).await.unwrap();
+        assert!(futures::poll!(answered.as_mut()).is_pending());
+    }
+    drop(first);
+    soon(answered).await.unwrap();
+    broker.close();
+}

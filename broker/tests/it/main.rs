@@ -9,3 +9,4 @@ mod records;
 mod services;
 mod streams;
 mod tls;
+mod tools;

@@ -127,7 +127,7 @@ async fn a_signal_ends_open_streams_with_unavailable_and_what_was_acknowledged_i
 }
 
 #[test]
-fn a_wrong_configuration_is_told_before_anything_is_touched() {
+fn a_wrong_configuration_is_told() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("data");
     for (arguments, text) in [
@@ -159,4 +159,42 @@ fn the_configuration_can_be_checked_and_printed() {
     let mut error = String::new();
     output.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     assert!(!output.wait().unwrap().success() && error.contains("`durability` (flag --durability)"), "{error}");
+}
+
+/// A client that connects, and then neither speaks nor listens.
+fn frozen_client(process: &Process) -> std::net::TcpStream {
+    use std::io::Write as _;
+    let address = process.url.trim_start_matches("http://");
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    socket.read_exact(&mut [0; 9]).unwrap();
+    socket
+}
+
+#[test]
+fn a_frozen_client_is_not_waited_for_beyond_the_grace_period() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(folder.path(), &["--shutdown-grace-period=300ms"]);
+    let _frozen = frozen_client(&process);
+    process.signal("TERM");
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::start(folder.path(), &["--shutdown-grace-period=10m"]);
+    let _frozen = frozen_client(&process);
+    process.signal("TERM");
+    // Signals of one kind merge while the first is not taken yet: the port tells when it was.
+    let address = process.url.trim_start_matches("http://").to_owned();
+    let started = Instant::now();
+    while std::net::TcpStream::connect(&address).is_ok() {
+        assert!(started.elapsed() < PATIENCE, "the port stays open");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(process.child.try_wait().unwrap().is_none());
+    process.signal("INT");
+    assert_eq!(process.wait().code(), Some(130));
 }

@@ -6,6 +6,7 @@
 //!
 //! Not here: what entries mean (`store`), when to purge (`retention`).
 
+mod found;
 mod mark;
 mod tail;
 mod writer;
@@ -29,15 +30,15 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use self::{
-    mark::Mark,
+    found::Found,
     tail::Tail,
     writer::{Done, MarkKeeper, Order, Writer},
 };
 use super::{
-    Entry, LogId, NodeId, Observer, TypeConfig, Vote, convert,
+    Entry, LogId, NodeId, Observer, TypeConfig, Vote,
     runtime::{self, Clock, Executor, Failure, Lane, Runtime},
 };
-use crate::store::engine::{self, Durability, Engine, Space, View};
+use crate::store::engine::{self, Durability, Engine, Space};
 
 /// The spaces of the log's engine, in the order of their numbers.
 pub const SPACES: [&str; 2] = ["entries", "metadata"];
@@ -99,7 +100,7 @@ pub struct Options {
 
 /// A handle on the log. Cloning is cheap.
 #[derive(Clone)]
-pub struct Log {
+pub(super) struct Log {
     shared: Arc<Shared>,
 }
 
@@ -132,7 +133,7 @@ impl Log {
     ///
     /// # Errors
     /// The log is damaged, or cannot be read.
-    pub fn open(
+    pub(super) fn open(
         engine: Arc<dyn Engine>,
         options: Options,
         executor: &dyn Executor,
@@ -142,12 +143,8 @@ impl Log {
     ) -> Result<Self, Error> {
         let found = Found::read(&*engine)?;
         let side_lane = executor.lane("log-side", failure).map_err(Error::Thread)?;
-        let mark = options.mark.map(|path| open_mark(path, &found.position)).transpose()?.map(|mark| MarkKeeper {
-            mark,
-            lane: side_lane.clone(),
-            clock,
-            failure: failure.clone(),
-            synced_at_nanos: 0,
+        let mark = options.mark.map(|path| found::open_mark(path, &found.position)).transpose()?.map(|mark| {
+            MarkKeeper { mark, lane: side_lane.clone(), clock, failure: failure.clone(), synced_at_nanos: 0 }
         });
         let (durability, position) = (options.durability, found.position);
         let mut writer = Writer { engine, durability, mark, position, doomed: found.doomed, observer };
@@ -167,12 +164,18 @@ impl Log {
     }
 
     /// This disk's node id.
-    pub fn node_id(&self) -> NodeId {
+    pub(super) fn node_id(&self) -> NodeId {
         self.shared.node_id
     }
 
+    /// Up to where the log is purged, and where it ends.
+    pub(super) fn ends(&self) -> (Option<LogId>, Option<LogId>) {
+        let state = self.shared.state.lock();
+        (state.tail.purged, state.tail.last)
+    }
+
     /// How often this disk was opened, this time included. Never the same twice.
-    pub fn starts(&self) -> u64 {
+    pub(super) fn starts(&self) -> u64 {
         self.shared.starts
     }
 
@@ -218,7 +221,7 @@ impl Log {
         let (wanted, view) = oneshot::channel();
         self.submit(Order::View(wanted))?;
         let view = view.await.map_err(|_| stopped())?;
-        let old = move || load(&*view, found.in_engine, bytes_max);
+        let old = move || found::load(&*view, found.in_engine, bytes_max);
         let (mut entries, complete) = runtime::call(&*self.shared.side_lane, old).await??;
         if complete {
             entries.extend(found.in_memory);
@@ -294,107 +297,6 @@ impl Writer {
         let mark = self.mark.as_ref().map_or(Ok(()), |keeper| keeper.mark.write(self.position));
         mark.map_err(Error::MarkWrite)
     }
-}
-
-/// Opens the mark and compares it with the log.
-fn open_mark(path: PathBuf, log: &mark::Position) -> Result<Mark, Error> {
-    let unreadable = |source| Error::MarkRead { path: path.clone(), source };
-    let (mark, marked) = Mark::open(&path).map_err(unreadable)?;
-    match marked {
-        Some(marked) if marked.sequence > log.sequence => Err(Error::Damaged {
-            what: format!(
-                "its last {} writes are missing; it ends at index {} but had reached {}",
-                marked.sequence - log.sequence,
-                log.last_index,
-                marked.last_index
-            ),
-        }),
-        Some(_) => Ok(mark),
-        None if log.sequence > 0 => {
-            Err(Error::Damaged { what: format!("its high-water mark {} is gone", path.display()) })
-        }
-        None => {
-            mark.write(*log).and_then(|()| mark.file()?.sync_all()).map_err(Error::MarkWrite)?;
-            Ok(mark)
-        }
-    }
-}
-
-/// What an engine holds of a log.
-struct Found {
-    tail: Tail,
-    position: mark::Position,
-    node_id: Option<NodeId>,
-    starts: u64,
-    doomed: Range<u64>,
-}
-
-impl Found {
-    fn read(engine: &dyn Engine) -> Result<Self, Error> {
-        let view = engine.view().map_err(Error::Read)?;
-        let metadata = |name: &str| view.get(METADATA, name.as_bytes()).map_err(Error::Read);
-        let log_id = |name: &str| metadata(name)?.map(|bytes| convert::decode_log_id(&bytes)).transpose().map_err(odd);
-        let counter = |name: &str| metadata(name)?.map(|bytes| number(&bytes)).transpose();
-        let vote = metadata("vote")?.map(|bytes| convert::decode_vote(&bytes)).transpose().map_err(odd)?;
-        let (purged, committed) = (log_id("purged")?, log_id("committed")?);
-        let mut entries = view.range(ENTRIES, (Bound::Unbounded, Bound::Unbounded));
-        let first = entries.next().transpose().map_err(Error::Read)?.map(entry_of).transpose()?;
-        let newest = entries.next_back().transpose().map_err(Error::Read)?.map(entry_of).transpose()?;
-        let newest = newest.or_else(|| first.clone()).map(|entry| entry.log_id);
-        let last = newest.max(purged);
-        let next_purged = purged.map_or(0, |id| id.index + 1);
-        let start = first.map_or(next_purged, |entry| entry.log_id.index);
-        if start > next_purged {
-            return Err(Error::Damaged { what: format!("the entries from {next_purged} to {start} are missing") });
-        }
-        let position =
-            mark::Position { sequence: counter("sequence")?.unwrap_or(0), last_index: last.map_or(0, |id| id.index) };
-        let node_id = counter("node_id")?;
-        // Saved too early by half: see `Tail::committed_below`.
-        let tail = Tail::new(last, purged, vote, committed.min(last));
-        let starts = counter("starts")?.unwrap_or(0);
-        Ok(Self { tail, position, node_id, starts, doomed: start..next_purged })
-    }
-}
-
-fn odd(error: convert::Error) -> Error {
-    Error::Damaged { what: error.to_string() }
-}
-
-fn number(bytes: &[u8]) -> Result<u64, Error> {
-    let bytes = bytes.try_into().map_err(|_| Error::Damaged { what: format!("a number of {} bytes", bytes.len()) })?;
-    Ok(u64::from_be_bytes(bytes))
-}
-
-fn entry_of((key, value): (Bytes, Bytes)) -> Result<Entry, Error> {
-    let index = number(&key)?;
-    let entry = convert::decode_entry(value).map_err(odd)?;
-    if entry.log_id.index != index {
-        let what = format!("the entry at index {index} says it is number {}", entry.log_id.index);
-        return Err(Error::Damaged { what });
-    }
-    Ok(entry)
-}
-
-/// Entries of a range, in order and without holes, and whether these are all; after `bytes_max` it stops, but not before
-/// the first.
-fn load(view: &dyn View, range: Range<u64>, bytes_max: usize) -> io::Result<(Vec<Entry>, bool)> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut bytes = 0;
-    let bounds = (Bound::Included(writer::key(range.start)), Bound::Excluded(writer::key(range.end)));
-    for item in view.range(ENTRIES, bounds) {
-        let entry = entry_of(item.map_err(io::Error::other)?).map_err(io::Error::other)?;
-        if let Some(before) = entries.last().filter(|before| before.log_id.index + 1 != entry.log_id.index) {
-            let (before, after) = (before.log_id.index, entry.log_id.index);
-            return Err(io::Error::other(format!("the log has a hole between {before} and {after}")));
-        }
-        bytes += tail::size(&entry);
-        if bytes > bytes_max && !entries.is_empty() {
-            return Ok((entries, false));
-        }
-        entries.push(entry);
-    }
-    Ok((entries, true))
 }
 
 fn range_of(bounds: &impl RangeBounds<u64>) -> Range<u64> {

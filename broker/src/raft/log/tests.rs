@@ -20,7 +20,7 @@ use super::{
 use crate::store::{
     Store,
     engine::{
-        Batch, Stats,
+        Batch, Stats, View,
         fjall::{Fjall, FjallOptions},
         memory::Memory,
     },

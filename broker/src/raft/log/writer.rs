@@ -121,7 +121,7 @@ impl Writer {
         let written = self.commit(&mut round);
         // All of them are on the disk at once. The newest comes first: openraft then skips the older ones.
         for done in std::mem::take(&mut round.done).into_iter().rev() {
-            done(written.as_ref().map(|()| ()).map_err(|error| io::Error::other(error.to_string())));
+            done(written.as_ref().copied().map_err(|error| io::Error::other(error.to_string())));
         }
         written?;
         self.open_views(round.views)
