@@ -13,7 +13,7 @@ use databroker::store::{
     keyspace::Keyspace,
 };
 use databroker_proto::internal;
-use databroker_proto::{EncodedRecord, Record, databroker};
+use databroker_proto::{EncodedRecord, Record, databroker::Options as TypeOptions};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -61,7 +61,7 @@ fn kind(op: &Op<'_>) -> Option<Kind> {
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
         }),
         Op::SetOptions(kind, capacity, seconds, fields) => {
-            let options = databroker::Options {
+            let options = TypeOptions {
                 capacity: capacity.map(u64::from),
                 ttl: seconds.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
                 indexable_fields: fields.iter().map(|field| (*field).to_owned()).collect(),

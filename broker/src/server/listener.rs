@@ -25,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
+use super::greeting::greeted;
 use crate::config::Limits;
 
 /// Long enough for the slowest honest client.
@@ -144,13 +145,14 @@ impl Connection {
         match self.tls.clone() {
             // Whoever connects has to say something; a silent connection would hold its place for nothing.
             None => {
-                if self.in_time(socket.peek(&mut [0])).await.is_some() {
-                    self.speak(socket, service).await;
+                if let Some(greeted) = self.in_time(greeted(socket)).await {
+                    self.speak(greeted, service).await;
                 }
             }
             Some(tls) => {
-                if let Some(stream) = self.in_time(TlsAcceptor::from(tls).accept(socket)).await {
-                    self.speak(stream, service).await;
+                let accept = async { greeted(TlsAcceptor::from(tls).accept(socket).await?).await };
+                if let Some(greeted) = self.in_time(accept).await {
+                    self.speak(greeted, service).await;
                 }
             }
         }

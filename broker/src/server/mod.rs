@@ -12,6 +12,7 @@ mod calls;
 mod checkpoint;
 mod edge;
 mod files;
+mod greeting;
 mod health;
 mod http;
 mod listener;

@@ -35,6 +35,8 @@ pub mod wire;
 
 mod machine;
 #[cfg(test)]
+mod limits_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod samples;
