@@ -15,6 +15,7 @@ use crate::store::{
     Snapshot,
     filter::{Field, Filter, Operator},
     query::Query,
+    text,
 };
 
 /// How long a local read waits for the record version that the client has seen elsewhere.
@@ -49,7 +50,7 @@ fn understand(request: QueryRequest) -> Result<Query, Error> {
     let filter = request.filter.as_ref().map(Filter::parse).transpose().map_err(Error::BadFilter)?;
     Ok(Query {
         record_type: request.r#type,
-        text: request.query.to_lowercase(),
+        text: text::lowercase(&request.query),
         filter,
         offset: request.offset.try_into().map_err(|_| Error::Negative("offset"))?,
         limit: request.limit.try_into().map_err(|_| Error::Negative("limit"))?,

@@ -59,13 +59,15 @@ pub struct FjallOptions {
     /// Size of the journals at which the memtable goes to disk even if it is small, in bytes, at least 64 MiB. Bounds
     /// the time an open takes after a crash.
     pub journals_bytes_max: u64,
-    /// Threads that flush and compact, at least one.
+    /// Threads that flush and compact, at least one. With more than one, the first of them passes compactions on to the
+    /// others by putting them back into the queue, and spins on it while the others are busy: on a machine of few
+    /// cores that costs more than a second compaction gains.
     pub worker_threads: usize,
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 128 << 20, worker_threads: 2 }
+        Self { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 128 << 20, worker_threads: 1 }
     }
 }
 
