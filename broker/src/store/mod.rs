@@ -33,9 +33,9 @@ pub mod text;
 pub mod txn;
 pub mod wire;
 
-mod machine;
 #[cfg(test)]
 mod limits_tests;
+mod machine;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

@@ -83,9 +83,12 @@ impl Caller for Single {
     }
 }
 
+/// What to do, and how often of a hundred.
+type Share = (fn(&str, usize) -> Operation, u64);
+
 /// How a busy access proxy uses its databroker: mostly queries, some reads, session touches, few writes.
 /// Shares of a hundred calls.
-const MIX: [(fn(&str, usize) -> Operation, u64); 4] = [
+const MIX: [Share; 4] = [
     (|record_type, _| Operation::query(record_type), 70),
     (|record_type, _| Operation::get(record_type), 15),
     (|record_type, _| Operation::patch(record_type), 10),
