@@ -2,9 +2,9 @@
 //!
 //! Not here: any one request.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
@@ -30,6 +30,10 @@ pub(super) struct Edge {
     pub(super) node: Node,
     pub(super) streams: Streams,
     pub(super) closing: CancellationToken,
+    /// For reads that are over in about a millisecond: chunks of streams, lists.
+    pub(super) chunks: Readers,
+    /// For reads that may take seconds: queries that scan.
+    pub(super) scans: Readers,
     pulse: watch::Receiver<Progress>,
 }
 
@@ -37,7 +41,7 @@ impl Edge {
     /// Starts the pulse, which ends with `closing`.
     pub(super) fn new(node: Node, streams: Streams, closing: CancellationToken) -> Self {
         let pulse = pulse(node.progress(), closing.clone());
-        Self { node, streams, closing, pulse }
+        Self { node, streams, closing, chunks: Readers::new(), scans: Readers::new(), pulse }
     }
 
     /// Moves after each applied batch, at once where there was quiet before, else at most once per [`PULSE`].
@@ -79,13 +83,33 @@ fn pulse(mut progress: watch::Receiver<Progress>, closing: CancellationToken) ->
     receiver
 }
 
-/// Reads the store on a thread that may wait for the disk.
-pub(super) async fn blocking<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(Error::ReadLost),
+/// Threads that read the store for requests. Point reads are answered where they are; what takes longer is read here,
+/// and no more of it at once than leaves a core to the log and the store: twenty clients that copy everything must not
+/// hold up one that writes.
+#[derive(Clone)]
+pub(super) struct Readers(Arc<Semaphore>);
+
+impl Readers {
+    fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self(Arc::new(Semaphore::new((cores / 2).max(1))))
+    }
+
+    /// Reads on a thread that may wait for the disk, in the order of the calls.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        // The semaphore is never closed. The permit goes with the read: one that lost its caller still runs.
+        let permit = self.0.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
+        let read = move || {
+            let _permit = permit;
+            read()
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Error::ReadLost),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use databroker_proto::databroker::{QueryRequest, QueryResponse};
 use tonic::Request;
 
 use super::{
-    edge::{Edge, blocking, reads_locally},
+    edge::{Edge, reads_locally},
     status::Error,
 };
 use crate::store::{
@@ -35,8 +35,11 @@ pub(super) async fn answer(edge: &Edge, request: Request<QueryRequest>) -> Resul
     let fenced = edge.snapshot(&metadata).await?;
     let reader = edge.node.reader().clone();
     // A look-up is over sooner than another thread could take it on; a scan may take seconds.
-    let (snapshot, found) =
-        if is_lookup(&query, &fenced) { reader.query(&query)? } else { blocking(move || reader.query(&query)).await? };
+    let (snapshot, found) = if is_lookup(&query, &fenced) {
+        reader.query(&query)?
+    } else {
+        edge.scans.read(move || reader.query(&query)).await?
+    };
     let progress = snapshot.progress();
     Ok(QueryResponse {
         records: found.records,

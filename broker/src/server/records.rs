@@ -17,7 +17,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{
-    edge::{Edge, blocking},
+    edge::Edge,
     query,
     status::Error,
     sync::{self, Responses},
@@ -64,7 +64,7 @@ impl DataBrokerService for Records {
 
     async fn list_types(&self, request: Request<()>) -> Reply<ListTypesResponse> {
         let snapshot = self.0.snapshot(request.metadata()).await?;
-        let types = blocking(move || snapshot.types()).await?;
+        let types = self.0.chunks.read(move || snapshot.types()).await?;
         Ok(Response::new(ListTypesResponse { types }))
     }
 

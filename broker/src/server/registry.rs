@@ -12,11 +12,7 @@ use futures::stream::{self, BoxStream, TryStreamExt as _};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{
-    edge::{Edge, blocking},
-    status::Error,
-    streams::Guard,
-};
+use super::{edge::Edge, status::Error, streams::Guard};
 use crate::store::{Progress, command::Kind};
 
 /// How long a report holds.
@@ -44,7 +40,7 @@ impl Registry for Services {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ServiceList>, Status> {
         let snapshot = self.0.snapshot(request.metadata()).await?;
         let kinds = request.into_inner().kinds;
-        let services = blocking(move || snapshot.services(&kinds)).await?;
+        let services = self.0.chunks.read(move || snapshot.services(&kinds)).await?;
         Ok(Response::new(ServiceList { services }))
     }
 
@@ -86,7 +82,7 @@ impl Watcher {
     async fn list(&self) -> Result<(u64, ServiceList), Error> {
         let (snapshot, kinds) = (self.edge.node.reader().snapshot(), self.kinds.clone());
         let generation = snapshot.progress().services_generation;
-        let services = blocking(move || snapshot.services(&kinds)).await?;
+        let services = self.edge.chunks.read(move || snapshot.services(&kinds)).await?;
         Ok((generation, ServiceList { services }))
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
-    edge::{Edge, blocking},
+    edge::{Edge, Readers},
     status::Error,
     streams::Guard,
 };
@@ -113,7 +113,8 @@ struct Follower {
 impl Follower {
     async fn next(mut self) -> Result<Option<(Vec<SyncResponse>, Self)>, Error> {
         if let Some((snapshot, record_type)) = self.options.take() {
-            return Ok(Some((options_frames(snapshot, record_type, sync_response::Response::Options).await?, self)));
+            let options = sync_response::Response::Options;
+            return Ok(Some((options_frames(&self.edge.chunks, snapshot, record_type, options).await?, self)));
         }
         loop {
             if self.edge.closing.is_cancelled() {
@@ -151,7 +152,7 @@ impl Follower {
         let snapshot = self.reader.snapshot();
         check(&snapshot.progress(), self.server_version, self.position)?;
         let (record_type, position) = (self.record_type.clone(), self.position);
-        blocking(move || snapshot.changes(&record_type, position)).await
+        self.edge.chunks.read(move || snapshot.changes(&record_type, position)).await
     }
 }
 
@@ -179,14 +180,15 @@ impl Scan {
         }
         let frames = match self.stage {
             Stage::Records(cursor) => {
-                let (records, cursor) = scan(self.snapshot.clone(), self.record_type.clone(), cursor).await?;
+                let (records, cursor) =
+                    scan(&self.edge.chunks, self.snapshot.clone(), self.record_type.clone(), cursor).await?;
                 self.stage = if records.is_empty() { Stage::Options } else { Stage::Records(cursor) };
                 records.into_iter().map(latest_frame).collect()
             }
             Stage::Options => {
                 self.stage = Stage::Versions;
                 let options = sync_latest_response::Response::Options;
-                options_frames(self.snapshot.clone(), self.record_type.clone(), options).await?
+                options_frames(&self.edge.chunks, self.snapshot.clone(), self.record_type.clone(), options).await?
             }
             Stage::Versions => {
                 self.stage = Stage::Nothing;
@@ -199,15 +201,17 @@ impl Scan {
 }
 
 async fn scan(
+    readers: &Readers,
     snapshot: Arc<Snapshot>,
     record_type: String,
     mut cursor: Option<ScanCursor>,
 ) -> Result<(Vec<EncodedRecord>, Option<ScanCursor>), Error> {
-    blocking(move || {
-        let records = snapshot.scan(&record_type, &mut cursor, SCAN_BYTES_MAX)?;
-        Ok((records, cursor))
-    })
-    .await
+    readers
+        .read(move || {
+            let records = snapshot.scan(&record_type, &mut cursor, SCAN_BYTES_MAX)?;
+            Ok((records, cursor))
+        })
+        .await
 }
 
 /// A response of one of the two streams, made from its `oneof`.
@@ -228,11 +232,12 @@ impl Frame<sync_latest_response::Response> for SyncLatestResponse {
 }
 
 async fn options_frames<R, F: Frame<R>>(
+    readers: &Readers,
     snapshot: Arc<Snapshot>,
     record_type: String,
     response: fn(TypedOptions) -> R,
 ) -> Result<Vec<F>, Error> {
-    let options = blocking(move || snapshot.stream_options(&record_type)).await?;
+    let options = readers.read(move || snapshot.stream_options(&record_type)).await?;
     let typed = options.into_iter().map(|(type_url, options)| TypedOptions { type_url, options: Some(options) });
     Ok(typed.map(|typed| F::frame(response(typed))).collect())
 }

@@ -32,7 +32,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, config::PartitioningPolicy};
 
 use super::{
     Batch, Durability, Engine, Error, KEY_BYTES_MAX, KeyBounds, Range, Space, Stats, View, is_empty, journal,
@@ -234,7 +234,7 @@ fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace),
             .max_journaling_size(options.journals_bytes_max.max(JOURNALS_BYTES_LEAST))
             .worker_threads(options.worker_threads.max(1))
             .open()?;
-        let create = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+        let create = || tree_options(options);
         let tree = database.keyspace(TREE, create)?;
         Ok((database, tree))
     };
@@ -245,6 +245,17 @@ fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace),
         fjall::Error::Locked => Error::Locked { path: path() },
         error => Error::Open { path: path(), reason: error.to_string() },
     })
+}
+
+/// Below the first level a table's index and filter are cut into blocks of some KiB, which the cache holds one by one.
+/// Uncut, those of a table of 64 MiB are blocks of up to a megabyte: they do not stay in a small cache, and every read
+/// then fetches and checks a megabyte to find one record.
+fn tree_options(options: FjallOptions) -> KeyspaceCreateOptions {
+    let cut = || PartitioningPolicy::new([false, true]);
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(options.memtable_bytes)
+        .index_block_partitioning_policy(cut())
+        .filter_block_partitioning_policy(cut())
 }
 
 /// Takes fjall's lock, so that the files can be looked at before fjall opens them.
