@@ -69,6 +69,25 @@ impl Drop for Process {
 }
 
 #[test]
+fn whatever_the_broker_makes_is_private() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    let process = Process::start(&folder, &[]);
+    let mut folders = vec![folder];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            // The engine may remove a file meanwhile.
+            let Ok(metadata) = entry.metadata() else { continue };
+            assert_eq!(metadata.permissions().mode() & 0o077, 0, "{}", entry.path().display());
+            if metadata.is_dir() { folders.push(entry.path()) } else { files += 1 }
+        }
+    }
+    assert!(files > 5, "only {files} files");
+    drop(process);
+}
+
+#[test]
 fn the_first_start_generates_a_secret_and_says_what_to_do_next() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("data");
