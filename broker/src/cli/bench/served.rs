@@ -60,7 +60,6 @@ impl Served {
     ///
     /// # Errors
     /// When the folder cannot be made, or the server does not answer in time: then its log's end is in the error.
-    #[expect(clippy::disallowed_methods, reason = "the folder is removed when this is dropped")]
     pub(super) async fn start(parent: Option<&Path>) -> Result<Self, Failure> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
         let folder = parent.join(format!("databroker-bench-{}", uuid::Uuid::new_v4()));
