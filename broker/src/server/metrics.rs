@@ -322,12 +322,21 @@ impl Collector for NodeCollector {
         gauge("record_version", "The newest record version", progress.latest_record_version)?;
         gauge("record_version_earliest", "The first change still kept", progress.earliest_record_version)?;
         gauge("tail_bytes", "Changes held in memory for streams", self.node.reader().tail_bytes() as u64)?;
+        let (log, store) = self.node.engine_stats();
+        gauge("store_bytes", "The store on disk, its journals included", store.bytes)?;
+        gauge("store_journal_bytes", "Journals of the store", store.journal_bytes)?;
+        gauge("store_flushes_pending", "Memtables of the store that wait for the disk", store.flushes_pending)?;
+        gauge("store_compactions", "Compactions of the store under way", store.compactions)?;
+        gauge("log_bytes", "The log on disk, its journals included", log.bytes)?;
         gauge("leader", "1 if this node leads", status.leader.into())?;
         gauge("term", "The current term", status.term)?;
         gauge("voters", "Voting nodes", status.voters as u64)?;
         gauge("log_index_last", "The last index in the log", status.last_log_index.unwrap_or_default())?;
         gauge("log_index_committed", "The last committed index", status.committed_index.unwrap_or_default())?;
-        gauge("log_index_applied", "The last applied index", status.applied_index.unwrap_or_default())
+        gauge("log_index_applied", "The last applied index", status.applied_index.unwrap_or_default())?;
+        let evictions = ConstCounter::new(self.node.reader().evictions());
+        let help = "Records evicted because their type held more than its capacity";
+        evictions.encode(encoder.encode_descriptor("evictions", help, None, evictions.metric_type())?)
     }
 }
 

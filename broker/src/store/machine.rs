@@ -167,6 +167,7 @@ impl Store {
             changes: Vec::new(),
             cidr: Vec::new(),
             cleared: false,
+            evicted: 0,
         };
         let mut answers = Vec::with_capacity(steps.len());
         for (position, step) in steps {
@@ -194,11 +195,12 @@ impl Store {
         }
         // The position goes with what it stands for: in the same batch.
         batch.txn.put(Keyspace::Metadata.space(), metadata::STATE, batch.state.encode_to_vec());
-        let Batch { txn, state, cluster, rules, changes, cidr, cleared, .. } = batch;
+        let Batch { txn, state, cluster, rules, changes, cidr, cleared, evicted, .. } = batch;
         self.engine.commit(txn.into_batch(), Durability::Written)?;
         let services_changed = state.services_generation != self.state.services_generation;
         (self.state, self.cluster, self.rules) = (state, cluster, rules);
         self.view = self.engine.view()?.into();
+        self.reader.count_evictions(evicted);
         self.publish(changes, &cidr, cleared, services_changed)?;
         Ok(answers)
     }

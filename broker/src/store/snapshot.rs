@@ -1,6 +1,12 @@
 //! What readers see: the store at one moment.
 
-use std::{ops::Bound, sync::Arc};
+use std::{
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -57,6 +63,7 @@ struct Shared {
     cidr: RwLock<CidrTable>,
     tail: Tail,
     descriptors: Arc<Descriptors>,
+    evictions: AtomicU64,
 }
 
 impl Reader {
@@ -64,7 +71,7 @@ impl Reader {
         let state = first.state;
         let tail = Tail::new(tail_bytes_max, state.server_version, state.latest_record_version);
         let newest = ArcSwap::from_pointee(Snapshot { published: first, descriptors: descriptors.clone() });
-        Self(Arc::new(Shared { newest, cidr: RwLock::new(cidr), tail, descriptors }))
+        Self(Arc::new(Shared { newest, cidr: RwLock::new(cidr), tail, descriptors, evictions: AtomicU64::new(0) }))
     }
 
     pub(super) fn publish(&self, next: Published, changes: Vec<Change>, cidr: &[CidrChange], cleared: bool) {
@@ -122,6 +129,15 @@ impl Reader {
         };
         let answer = query::answer(&snapshot, query, &hits)?;
         Ok((snapshot, answer))
+    }
+
+    pub(super) fn count_evictions(&self, more: u64) {
+        self.0.evictions.fetch_add(more, Relaxed);
+    }
+
+    /// Records evicted since the start because their type held more than its capacity.
+    pub fn evictions(&self) -> u64 {
+        self.0.evictions.load(Relaxed)
     }
 
     /// Bytes of changes held in memory for streams.

@@ -1,7 +1,7 @@
 //! Registry, checkpoint, health, reflection and the HTTP side, as a client sees them.
 
 use databroker_proto::{
-    databroker::{Checkpoint, GetCheckpointRequest, SetCheckpointRequest},
+    databroker::{Checkpoint, GetCheckpointRequest, Options, SetCheckpointRequest, SetOptionsRequest},
     registry::{ListRequest, RegisterRequest, Service, ServiceKind, ServiceList},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,7 +11,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::broker::{Broker, soon};
+use crate::broker::{Broker, put, record, soon};
 
 fn report(endpoint: &str) -> RegisterRequest {
     let service = Service { kind: ServiceKind::Authorize.into(), endpoint: endpoint.into() };
@@ -98,6 +98,19 @@ async fn the_http_side_tells_how_the_broker_is() {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(content), "{path}: {answer}");
     }
     assert!(http_get(&broker, "metrics").await.ends_with("# EOF\n"));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn the_metrics_tell_sizes_and_evictions() {
+    let broker = Broker::start().await;
+    let client = &mut broker.client().await;
+    let options = Some(Options { capacity: Some(1), ..Options::default() });
+    client.set_options(SetOptionsRequest { r#type: "t".into(), options }).await.unwrap();
+    put(client, ["a", "b", "c"].map(|id| record("t", id, "1")).to_vec()).await;
+    let answer = http_get(&broker, "metrics").await;
+    assert!(answer.contains("databroker_evictions_total 2\n"), "{answer}");
+    assert!(answer.contains("databroker_records 1\n") && answer.contains("databroker_store_bytes "), "{answer}");
     broker.stop().await;
 }
 

@@ -72,6 +72,8 @@ pub(super) struct Batch<'a> {
     pub(super) cidr: Vec<CidrChange>,
     /// Clear ran: what readers hold in memory of earlier changes is void.
     pub(super) cleared: bool,
+    /// Records that went because their type holds more than its capacity: for metrics.
+    pub(super) evicted: u64,
 }
 
 /// What a refused command must undo.

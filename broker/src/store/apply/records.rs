@@ -229,6 +229,7 @@ impl Batch<'_> {
                 .collect();
             for id in oldest?.iter().rev() {
                 self.delete(record_type, id)?;
+                self.evicted += 1;
             }
         }
         Ok(())
