@@ -84,9 +84,12 @@ impl Caller {
         self.deadline <= now
     }
 
-    /// A caller that went away needs no answer; its request is settled all the same.
+    /// The request is settled before its caller hears the answer, so that whatever the caller does next comes after. A
+    /// caller that went away needs no answer; its request is settled all the same.
     fn answer(self, answer: Result<Answer, Error>) {
-        drop(self.reply.send(answer));
+        let Self { reply, request, deadline: _, _room } = self;
+        drop(request);
+        drop(reply.send(answer));
     }
 }
 
