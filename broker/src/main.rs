@@ -57,7 +57,11 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             // Whatever is made from here on, the engine's files included, is nobody else's to read.
             rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             telemetry::start(&config.log)?;
-            runtime()?.block_on(run::serve(config))?;
+            let runtime = runtime()?;
+            let served = runtime.block_on(run::serve(config));
+            // The drain is over. A read that still scans has lost its client, and is not waited for.
+            runtime.shutdown_background();
+            served?;
         }
         Command::Config(ConfigCommand::Check(flags)) => {
             config::describe(&flags, config::environment)?;

@@ -60,7 +60,9 @@ async fn look<R: Runtime>(node: &Node<R>, change_log: ChangeLog, last: Last) -> 
         return Last::default();
     }
     let now = node.clock().now_nanos();
-    if now < due_nanos(last, node.reader().progress().next_service_expiry_nanos) {
+    // A clock that was set back says nothing about how long ago the last sweep was.
+    let set_back = last.at_nanos.is_some_and(|at| now < at);
+    if !set_back && now < due_nanos(last, node.reader().progress().next_service_expiry_nanos) {
         return last;
     }
     Last { at_nanos: Some(now), more: sweep(node, change_log, now).await }

@@ -13,7 +13,7 @@ use crate::{
     node::{Node, route::RequestMode},
     store::{
         self, Progress, Snapshot,
-        command::{Answer, Kind, outcome},
+        command::{self, Answer, Kind, outcome},
     },
 };
 
@@ -51,6 +51,7 @@ impl Edge {
 
     /// Proposes a command. A refusal is an error.
     pub(super) async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
+        command::check(&kind).map_err(Error::Rejected)?;
         let answer = self.node.propose(kind).await?;
         match answer.outcome.kind {
             Some(outcome::Kind::Rejected(rejected)) => Err(Error::Rejected(rejected)),

@@ -13,6 +13,36 @@ pub use internal::{Command, Entry, Identity, Outcome, Rejected, command::Kind, o
 /// the descriptors of record types included: they decide index entries and what Patch accepts.
 pub const COMMAND_VERSION: u32 = 1;
 
+/// Records of one Put or Patch at most. Applying takes about a kilobyte of memory for each, in one batch that every node
+/// must be able to apply again after a restart; clients send a few thousand, for they keep requests under 1 MiB.
+pub const RECORDS_MAX: usize = 65_536;
+
+/// Paths of one field mask at most; clients send three.
+pub const PATHS_MAX: usize = 256;
+
+/// Indexed fields of one type at most; clients set two.
+pub const FIELDS_MAX: usize = 256;
+
+/// Says whether a command asks for too much, before it is proposed, and again before it is applied: what stands in the
+/// log will be applied on every node and after every restart.
+///
+/// # Errors
+/// The refusal.
+pub fn check(kind: &Kind) -> Result<(), Rejected> {
+    let (records, paths) = match kind {
+        Kind::Put(put) => (put.records.len(), 0),
+        Kind::Patch(patch) => (patch.records.len(), patch.paths.len()),
+        _ => (0, 0),
+    };
+    for (what, count, max) in [("records", records, RECORDS_MAX), ("paths in the field mask", paths, PATHS_MAX)] {
+        if count > max {
+            let detail = format!("{count} {what} in one request, at most {max} are allowed: send several");
+            return Err(Rejected { reason: Reason::InvalidData.into(), detail });
+        }
+    }
+    Ok(())
+}
+
 /// An answer on its way to the caller: the outcome, which is remembered until settled, and the records it speaks of.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {

@@ -52,7 +52,7 @@ pub enum Error {
 }
 
 /// What a query keeps.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Filter {
     /// All of these; of nothing, nothing.
     And(Vec<Filter>),
@@ -65,7 +65,7 @@ pub enum Filter {
 }
 
 /// One field and one value.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Comparison {
     /// What is looked at.
     pub field: Field,
@@ -76,7 +76,7 @@ pub struct Comparison {
 }
 
 /// What a comparison looks at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Field {
     /// The record's id.
     Id,
@@ -89,7 +89,7 @@ pub enum Field {
 }
 
 /// The value of a comparison, as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Value(Option<String>);
 
 impl Value {
@@ -115,7 +115,7 @@ impl Value {
 /// An absent field equals and contains nothing and is neither before nor after anything; it differs from everything and
 /// is empty. Of a list it is enough if one element fits, and `not` means that none does. `$isAnyOf` is no operator of
 /// its own: it is read as `equals` one of the values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// `=`, `==`, `$eq`, `$equals`, `$is`
     Equals,

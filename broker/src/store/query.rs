@@ -3,6 +3,8 @@
 //! A filter becomes a plan, in which whatever an index answers (ids, addresses, indexed fields) is a set of keys, found
 //! before any record is read. If the sets bound the matches, only those records are read; else all of the type.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use databroker_proto::EncodedRecord;
 
@@ -119,8 +121,11 @@ impl Plan<'_> {
 }
 
 fn plan<'a>(snapshot: &Snapshot, record_type: &str, filter: &'a Filter, hits: &CidrHits) -> Result<Plan<'a>, Error> {
+    // A condition that stands there again decides nothing more, and its keys would be held once more.
     let each = |children: &'a [Filter]| {
-        children.iter().map(|child| plan(snapshot, record_type, child, hits)).collect::<Result<Vec<_>, _>>()
+        let mut seen = HashSet::new();
+        let distinct = children.iter().filter(|child| seen.insert(*child));
+        distinct.map(|child| plan(snapshot, record_type, child, hits)).collect::<Result<Vec<_>, _>>()
     };
     Ok(match filter {
         // Nothing asked is nothing found.

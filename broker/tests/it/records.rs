@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use databroker::store::command::{FIELDS_MAX, PATHS_MAX, RECORDS_MAX};
 use databroker_proto::{
     EncodedRecord,
     databroker::{
@@ -203,5 +204,23 @@ async fn clear_starts_a_new_history() {
     assert_eq!((info.server_version, info.latest_record_version), (cleared.new_server_version, 0));
     let built_in = GetOptionsRequest { r#type: "type.googleapis.com/session.SessionBinding".into() };
     assert_eq!(client.get_options(built_in).await.unwrap().into_inner().options.unwrap().indexable_fields.len(), 2);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn what_asks_for_too_much_is_refused_before_it_is_logged() {
+    let broker = Broker::start().await;
+    let client = &mut broker.client().await;
+    let empty = EncodedRecord::default();
+    let error = client.put(PutRequest { records: vec![empty.clone(); RECORDS_MAX + 1] }).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error:?}");
+    let field_mask = Some(prost_types::FieldMask { paths: vec!["a".into(); PATHS_MAX + 1] });
+    let error = client.patch(PatchRequest { records: vec![empty], field_mask }).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error:?}");
+    let indexable_fields = (0..=FIELDS_MAX).map(|field| format!("f{field}")).collect();
+    let options = Some(Options { indexable_fields, ..Options::default() });
+    let error = client.set_options(SetOptionsRequest { r#type: "t".into(), options }).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error:?}");
+    assert_eq!(client.server_info(()).await.unwrap().into_inner().latest_record_version, 0);
     broker.stop().await;
 }

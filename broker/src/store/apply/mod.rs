@@ -123,6 +123,9 @@ impl Batch<'_> {
         if self.state.server_version == 0 && !matches!(kind, Kind::Init(_) | Kind::SetShape(_)) {
             return Ok(Answer::rejected(Reason::NotInitialized, "the store was not initialized"));
         }
+        if let Err(refused) = super::command::check(&kind) {
+            return Ok(Answer::of(outcome::Kind::Rejected(refused)));
+        }
         let since = self.changes.len();
         let answer = self.run(kind)?;
         // Clear starts the list anew, and itself changes no record.

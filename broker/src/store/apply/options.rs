@@ -7,7 +7,7 @@ use prost::Message as _;
 use super::{
     super::{
         Error,
-        command::{Answer, Reason, outcome},
+        command::{Answer, FIELDS_MAX, Reason, outcome},
         keyspace::{Keyspace, PATH_BYTES_MAX, records as keys},
         wire,
     },
@@ -28,6 +28,10 @@ impl Batch<'_> {
         }
         if rules.fields.iter().any(|path| path.len() > PATH_BYTES_MAX) {
             let detail = format!("the path of an indexed field has more than {PATH_BYTES_MAX} bytes");
+            return Ok(Answer::rejected(Reason::InvalidData, detail));
+        }
+        if rules.fields.len() > FIELDS_MAX {
+            let detail = format!("{} indexed fields, at most {FIELDS_MAX} are allowed", rules.fields.len());
             return Ok(Answer::rejected(Reason::InvalidData, detail));
         }
         let record_type = Bytes::copy_from_slice(set.r#type.as_bytes());
@@ -61,17 +65,19 @@ impl Batch<'_> {
     /// Only fields that come or go cost anything: setting the same options again scans nothing.
     fn rebuild_fields(&mut self, record_type: &Bytes, old: &TypeRules, new: &TypeRules) -> Result<(), Error> {
         let epoch = self.state.epoch;
-        for field in old.fields.iter().filter(|field| !new.fields.contains(field)) {
+        // Sorted, each once: see `TypeRules`.
+        let absent = |from: &TypeRules, field: &String| from.fields.binary_search(field).is_err();
+        for field in old.fields.iter().filter(|field| absent(new, field)) {
             self.remove_range(Keyspace::FieldIndex, keys::field_path(epoch, record_type, field))?;
         }
-        let added: Vec<String> = new.fields.iter().filter(|field| !old.fields.contains(field)).cloned().collect();
+        let added: Vec<String> = new.fields.iter().filter(|field| absent(old, field)).cloned().collect();
         if added.is_empty() {
             return Ok(());
         }
-        for parts in self.all_of_type(record_type)? {
-            for key in self.field_keys(&parts, &added) {
-                self.txn.put(Keyspace::FieldIndex.space(), key, Bytes::new());
-            }
+        // Keys only: the records of a type may be more than memory holds.
+        let keys = self.each_of_type(record_type, |parts| self.field_keys(&parts, &added))?;
+        for key in keys.into_iter().flatten() {
+            self.txn.put(Keyspace::FieldIndex.space(), key, Bytes::new());
         }
         Ok(())
     }
@@ -80,9 +86,10 @@ impl Batch<'_> {
         match (old.by_age(), new.by_age()) {
             (true, false) => self.remove_range(Keyspace::AgeIndex, keys::of_type(self.state.epoch, record_type)),
             (false, true) => {
-                for parts in self.all_of_type(record_type)? {
-                    let key = keys::by_version(self.state.epoch, record_type, parts.version);
-                    self.txn.put(Keyspace::AgeIndex.space(), key, parts.id);
+                let id = |parts: wire::Parts| (parts.version, Bytes::copy_from_slice(&parts.id));
+                for (version, id) in self.each_of_type(record_type, id)? {
+                    let key = keys::by_version(self.state.epoch, record_type, version);
+                    self.txn.put(Keyspace::AgeIndex.space(), key, id);
                 }
                 Ok(())
             }
@@ -90,13 +97,14 @@ impl Batch<'_> {
         }
     }
 
-    fn all_of_type(&self, record_type: &Bytes) -> Result<Vec<wire::Parts>, Error> {
+    fn each_of_type<T>(&self, record_type: &Bytes, take: impl Fn(wire::Parts) -> T) -> Result<Vec<T>, Error> {
         let bounds = keys::of_type(self.state.epoch, record_type);
         self.txn
             .range(Keyspace::Records.space(), bounds)
             .map(|item| {
                 let (_, value) = item?;
-                wire::parse(&value).map_err(|error| Error::Damaged { what: format!("a record: {error}") })
+                let parts = wire::parse(&value);
+                parts.map(&take).map_err(|error| Error::Damaged { what: format!("a record: {error}") })
             })
             .collect()
     }

@@ -71,8 +71,12 @@ impl Batch<'_> {
     }
 }
 
+/// How much of a type or an id an error names.
+const NAMED_CHARS_MAX: usize = 100;
+
 fn refused(input: &Parts, error: &mask::Error) -> Answer {
-    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    // The text ends up in a header of the response, where a character may take three bytes: it is cut.
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).chars().take(NAMED_CHARS_MAX).collect::<String>();
     let reason = match error {
         mask::Error::UnknownType { .. } => Reason::UnknownType,
         mask::Error::TypeMismatch { .. } => Reason::TypeMismatch,

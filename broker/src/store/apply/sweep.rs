@@ -75,16 +75,18 @@ impl Batch<'_> {
                 break;
             }
             bytes_left = bytes_left.saturating_sub(value.len() as u64);
-            due.push((key, parts));
+            // Not the record: thousands of large ones would lie in memory at once.
+            due.push((key, parts.version, Bytes::copy_from_slice(&parts.record_type)));
         }
         self.state.change_log_bytes = bytes_left;
-        for (key, parts) in &due {
-            let by_type = keys::by_version(self.state.epoch, &parts.record_type, parts.version);
-            self.txn.remove(Keyspace::Changes.space(), key.clone());
+        let swept = due.len();
+        for (key, version, record_type) in due {
+            let by_type = keys::by_version(self.state.epoch, &record_type, version);
+            self.txn.remove(Keyspace::Changes.space(), key);
             self.txn.remove(Keyspace::ChangesByType.space(), by_type);
-            self.state.earliest_record_version = self.state.earliest_record_version.max(parts.version + 1);
+            self.state.earliest_record_version = self.state.earliest_record_version.max(version + 1);
         }
-        Ok(due.len())
+        Ok(swept)
     }
 
     fn sweep_expired_records(&mut self, at_most: usize) -> Result<usize, Error> {
