@@ -48,6 +48,9 @@ const REQUESTS_MAX: usize = 4096;
 /// Bytes of requests that may be under way at once. A single larger one may go alone.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
+/// How far a clock may be behind the store's time, or ahead of it, before people are told.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
+
 /// Why a request could not be placed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -287,6 +290,13 @@ impl<R: Runtime> Node<R> {
 
     fn role(&self) -> crate::raft::Role {
         *self.shared.replica.role().borrow()
+    }
+
+    /// How far this node's clock is behind the store's time. That never runs back: after a clock that was ahead is set
+    /// right, it stands still until the clock has caught up, and with it whatever expires.
+    pub fn clock_behind(&self) -> Duration {
+        let store = self.shared.reader.progress().now_nanos;
+        Duration::from_nanos(store.saturating_sub(self.clock().now_nanos()))
     }
 
     fn clock(&self) -> &dyn Clock {

@@ -33,6 +33,8 @@ const DELETIONS_MAX: u32 = 10_000;
 struct Last {
     at_nanos: Option<u64>,
     more: bool,
+    /// That the clock is behind has been said.
+    warned: bool,
 }
 
 /// When the next sweep is due.
@@ -60,12 +62,20 @@ async fn look<R: Runtime>(node: &Node<R>, change_log: ChangeLog, last: Last) -> 
         return Last::default();
     }
     let now = node.clock().now_nanos();
+    let behind = node.clock_behind();
+    if behind > super::CLOCK_SKEW_MAX && !last.warned {
+        tracing::warn!(
+            seconds = behind.as_secs(),
+            "the clock is behind the store's time: leases, times to live and the registry stand still until it catches up"
+        );
+    }
+    let last = Last { warned: behind > super::CLOCK_SKEW_MAX, ..last };
     // A clock that was set back says nothing about how long ago the last sweep was.
     let set_back = last.at_nanos.is_some_and(|at| now < at);
     if !set_back && now < due_nanos(last, node.reader().progress().next_service_expiry_nanos) {
         return last;
     }
-    Last { at_nanos: Some(now), more: sweep(node, change_log, now).await }
+    Last { at_nanos: Some(now), more: sweep(node, change_log, now).await, ..last }
 }
 
 /// Proposes one sweep; true if it left something.
@@ -94,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_sweep_is_due_each_minute_when_something_expires_or_when_more_is_left() {
-        let last = |at: u64, more| Last { at_nanos: Some(at), more };
+        let last = |at: u64, more| Last { at_nanos: Some(at), more, warned: false };
         assert_eq!(due_nanos(Last::default(), None), 0);
         assert_eq!(due_nanos(last(100 * S, true), None), 0);
         assert_eq!(due_nanos(last(100 * S, false), None), 160 * S);

@@ -1,4 +1,7 @@
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use databroker_proto::internal::Put;
 
@@ -352,37 +355,43 @@ async fn an_expired_service_is_swept_without_being_asked_for() {
     node.shutdown().await;
 }
 
+/// Disk work is done where it is asked for, and time is what the clock says: as a simulation runs a node.
+async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded> {
+    let engines = Engines {
+        log: Arc::new(engine::memory::Memory::new(&crate::raft::LOG_SPACES)),
+        store: Arc::new(engine::memory::Memory::new(&crate::store::keyspace::Keyspace::names())),
+    };
+    let replica = crate::raft::Parts {
+        log_engine: engines.log.clone(),
+        log: crate::raft::LogOptions { durability: engine::Durability::Synced, mark: None, fresh_node_id: 1 },
+        store: crate::store::Store::open(engines.store.clone(), &Default::default()).unwrap(),
+        executor: Arc::new(crate::raft::runtime::Inline),
+        clock,
+        observer: Arc::new(crate::raft::Unobserved),
+        failure: Failure::default(),
+        timers: Default::default(),
+        retention: Default::default(),
+    };
+    let founding = Founding { cluster_id: "c".into(), server_version: 7.try_into().unwrap() };
+    Node::<openraft_rt_in_tests::Seeded>::start(Parts {
+        replica,
+        engines,
+        member: Default::default(),
+        founding: Some(founding),
+        hold: Duration::from_secs(5),
+        change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
+    })
+    .await
+    .unwrap()
+}
+
 /// Every task on one thread, disk work where it is asked for, time that jumps: as a simulation runs it.
 #[test]
 fn a_node_runs_on_one_thread_in_virtual_time() {
-    use openraft_rt_in_tests::{Seeded, run};
+    use openraft_rt_in_tests::run;
     let answers = [1, 1].map(|seed| {
         run(seed, async {
-            let engines = Engines {
-                log: Arc::new(engine::memory::Memory::new(&crate::raft::LOG_SPACES)),
-                store: Arc::new(engine::memory::Memory::new(&crate::store::keyspace::Keyspace::names())),
-            };
-            let replica = crate::raft::Parts {
-                log_engine: engines.log.clone(),
-                log: crate::raft::LogOptions { durability: engine::Durability::Synced, mark: None, fresh_node_id: 1 },
-                store: crate::store::Store::open(engines.store.clone(), &Default::default()).unwrap(),
-                executor: Arc::new(crate::raft::runtime::Inline),
-                clock: Arc::new(Stopped),
-                observer: Arc::new(crate::raft::Unobserved),
-                failure: Failure::default(),
-                timers: Default::default(),
-                retention: Default::default(),
-            };
-            let founding = Founding { cluster_id: "c".into(), server_version: 7.try_into().unwrap() };
-            let node = Node::<Seeded>::start(Parts {
-                replica,
-                engines,
-                member: Default::default(),
-                founding: Some(founding),
-                hold: Duration::from_secs(5),
-                change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
-            });
-            let node = node.await.unwrap();
+            let node = inline_node(Arc::new(Set::to(1_000_000_000))).await;
             let mut answers = Vec::new();
             for index in 0..20 {
                 answers.push(node.propose(put(&format!("r{index}"))).await.unwrap());
@@ -396,11 +405,35 @@ fn a_node_runs_on_one_thread_in_virtual_time() {
     assert_eq!(answers[0], answers[1]);
 }
 
-struct Stopped;
+#[test]
+fn a_clock_that_is_set_back_is_told_of() {
+    openraft_rt_in_tests::run(1, async {
+        const DAY: u64 = 86_400_000_000_000;
+        let clock = Arc::new(Set::to(DAY));
+        let node = inline_node(clock.clone()).await;
+        node.propose(put("a")).await.unwrap();
+        assert_eq!(node.clock_behind(), Duration::ZERO);
+        clock.0.store(2 * DAY, Relaxed);
+        node.propose(put("b")).await.unwrap();
+        clock.0.store(DAY, Relaxed);
+        node.propose(put("c")).await.unwrap();
+        assert_eq!(node.clock_behind(), Duration::from_nanos(DAY));
+        node.shutdown().await;
+    });
+}
 
-impl Clock for Stopped {
+/// A clock that says what it was set to.
+struct Set(AtomicU64);
+
+impl Set {
+    fn to(nanos: u64) -> Self {
+        Self(AtomicU64::new(nanos))
+    }
+}
+
+impl Clock for Set {
     fn now_nanos(&self) -> u64 {
-        1_000_000_000
+        self.0.load(Relaxed)
     }
 }
 

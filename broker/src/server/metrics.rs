@@ -328,6 +328,12 @@ impl Collector for NodeCollector {
         gauge("store_flushes_pending", "Memtables of the store that wait for the disk", store.flushes_pending)?;
         gauge("store_compactions", "Compactions of the store under way", store.compactions)?;
         gauge("log_bytes", "The log on disk, its journals included", log.bytes)?;
+        let behind = self.node.clock_behind().as_secs();
+        gauge(
+            "clock_behind_seconds",
+            "How far the clock is behind the store's time; nothing expires meanwhile",
+            behind,
+        )?;
         gauge("leader", "1 if this node leads", status.leader.into())?;
         gauge("term", "The current term", status.term)?;
         gauge("voters", "Voting nodes", status.voters as u64)?;
