@@ -101,7 +101,7 @@ impl Readers {
         &self,
         read: impl FnOnce() -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        // The semaphore is never closed. The permit goes with the read: one that lost its caller still runs.
+        // The semaphore is never closed. The permit goes with the read: one that lost its caller runs to its end.
         let permit = self.0.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let read = move || {
             let _permit = permit;

@@ -14,7 +14,7 @@ use super::{
 use crate::store::{
     Snapshot,
     filter::{Field, Filter, Operator},
-    query::Query,
+    query::{Query, Stop},
     text,
 };
 
@@ -34,6 +34,7 @@ pub(super) async fn answer(edge: &Edge, request: Request<QueryRequest>) -> Resul
     }
     let fenced = edge.snapshot(&metadata).await?;
     let reader = edge.node.reader().clone();
+    let _gone = StopWhenGone(query.stop.clone());
     let (snapshot, found) = match cost(&query, &fenced) {
         Cost::Point => reader.query(&query)?,
         Cost::Lookup => edge.chunks.read(move || reader.query(&query)).await?,
@@ -48,6 +49,15 @@ pub(super) async fn answer(edge: &Edge, request: Request<QueryRequest>) -> Resul
     })
 }
 
+/// Stops the query when its call is over, by an answer or because the client has gone.
+struct StopWhenGone(Stop);
+
+impl Drop for StopWhenGone {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 fn understand(request: QueryRequest) -> Result<Query, Error> {
     let filter = request.filter.as_ref().map(Filter::parse).transpose().map_err(Error::BadFilter)?;
     Ok(Query {
@@ -56,6 +66,7 @@ fn understand(request: QueryRequest) -> Result<Query, Error> {
         filter,
         offset: request.offset.try_into().map_err(|_| Error::Negative("offset"))?,
         limit: request.limit.try_into().map_err(|_| Error::Negative("limit"))?,
+        stop: Stop::default(),
     })
 }
 

@@ -107,7 +107,25 @@ fn a_value_too_long_for_the_index_is_found_by_a_scan() {
         text: String::new(),
         offset: 0,
         limit: 10,
+        stop: Default::default(),
     };
     let (_, answer) = log.store.reader().query(&query).unwrap();
     assert_eq!(answer.total_count, 1);
+}
+
+#[test]
+fn a_scan_whose_caller_has_gone_ends_at_its_next_record() {
+    let mut log = Log::new();
+    assert!(!refused(&log.put("t", "i", Some(prost_types::Any::default()))));
+    let query = super::query::Query {
+        record_type: "t".into(),
+        filter: None,
+        text: "x".into(),
+        offset: 0,
+        limit: 10,
+        stop: Default::default(),
+    };
+    assert_eq!(log.store.reader().query(&query).unwrap().1.total_count, 0);
+    query.stop.stop();
+    assert!(matches!(log.store.reader().query(&query), Err(super::Error::Stopped)));
 }

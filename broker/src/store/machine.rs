@@ -85,6 +85,9 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// A read was stopped by whoever asked: see [`super::query::Stop`].
+    #[error("the read was stopped")]
+    Stopped,
     /// The store's format is not one this build can use.
     #[error(transparent)]
     Format(#[from] migrate::Error),

@@ -447,6 +447,7 @@ fn check_index(store: &Store, record_type: &str, of_type: &[&Record], indexed: b
             filter: Some(Filter::parse(&filter).unwrap()),
             offset: 0,
             limit: u64::MAX,
+            stop: Default::default(),
         };
         let (_, answer) = store.reader().query(&query).unwrap();
         let text_of = |record: &Record| {

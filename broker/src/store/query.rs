@@ -3,7 +3,13 @@
 //! A filter becomes a plan, in which whatever an index answers (ids, addresses, indexed fields) is a set of keys, found
 //! before any record is read. If the sets bound the matches, only those records are read; else all of the type.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use bytes::Bytes;
 use databroker_proto::EncodedRecord;
@@ -18,6 +24,21 @@ use super::{
     text, wire,
 };
 
+/// Stops a query from outside: whoever asked has gone, and a scan may go on for seconds. Clones stop the same query.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// The query ends at its next record, with [`Error::Stopped`].
+    pub fn stop(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.0.load(Relaxed) { Err(Error::Stopped) } else { Ok(()) }
+    }
+}
+
 /// A query as the edge understood it.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -31,6 +52,8 @@ pub struct Query {
     pub offset: u64,
     /// How many to return at most. 0 returns none.
     pub limit: u64,
+    /// Ends it early.
+    pub stop: Stop,
 }
 
 /// What a query found, in (type, id) order.
@@ -217,6 +240,7 @@ fn matches(
     key: &Key,
     stored: &Bytes,
 ) -> Result<bool, Error> {
+    query.stop.check()?;
     // Most queries are answered by their sets alone, and never look into a record.
     if query.text.is_empty() && matches!(plan, None | Some(Plan::Set(_))) {
         return Ok(true);
