@@ -88,8 +88,15 @@ pub fn parse(record: &Bytes) -> Result<Parts, Error> {
         let (tag, wire_type) = decode_key(&mut rest).map_err(framing)?;
         match tag {
             field::VERSION => parts.version = varint(tag, wire_type, &mut rest)?,
-            field::TYPE => parts.record_type = delimited(tag, wire_type, &mut rest)?,
-            field::ID => parts.id = delimited(tag, wire_type, &mut rest)?,
+            // The last one counts, but other readers refuse a message in which any of them is no text.
+            field::TYPE => {
+                parts.record_type = delimited(tag, wire_type, &mut rest)?;
+                name("type", &parts.record_type)?;
+            }
+            field::ID => {
+                parts.id = delimited(tag, wire_type, &mut rest)?;
+                name("id", &parts.id)?;
+            }
             field::DATA => data.add(delimited(tag, wire_type, &mut rest)?),
             field::MODIFIED_AT => parts.modified_at_nanos = timestamp(&delimited(tag, wire_type, &mut rest)?)?,
             field::DELETED_AT => {
@@ -104,8 +111,6 @@ pub fn parse(record: &Bytes) -> Result<Parts, Error> {
     }
     parts.data = data.joined();
     parts.unknown = unknown.joined().unwrap_or_default();
-    name("type", &parts.record_type)?;
-    name("id", &parts.id)?;
     Ok(parts)
 }
 
@@ -295,6 +300,7 @@ mod tests {
             let _ = parse(&flipped.into());
         }
         assert_eq!(parse(&Bytes::from_static(b"\x12\x01\xff")), Err(Error::NotText("type")));
+        assert_eq!(parse(&Bytes::from_static(b"\x1a\x01\xff\x1a\x01a")), Err(Error::NotText("id")));
         assert_eq!(parse(&Bytes::from_static(b"\x10\x01")), Err(Error::WireType(2)));
     }
 }
