@@ -119,7 +119,25 @@ pub fn parse(record: &Bytes) -> Result<Parts, Error> {
 /// # Errors
 /// See [`Error`].
 pub fn validate(record: &EncodedRecord) -> Result<(), Error> {
-    parse(record.as_bytes()).map(|_| ())
+    let parts = parse(record.as_bytes())?;
+    parts.data.as_ref().map_or(Ok(()), validate_any)
+}
+
+/// Stored data is sent to every client as it is, and one that does not decode would break all their streams.
+fn validate_any(any: &Bytes) -> Result<(), Error> {
+    let mut rest = any.clone();
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).map_err(framing)?;
+        match tag {
+            1 => {
+                let type_url = delimited(tag, wire_type, &mut rest)?;
+                std::str::from_utf8(&type_url).map_err(|_| Error::NotText("type URL"))?;
+            }
+            2 => _ = delimited(tag, wire_type, &mut rest)?,
+            _ => skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(framing)?,
+        }
+    }
+    Ok(())
 }
 
 /// The canonical form of a record with the store's stamp.
@@ -250,6 +268,14 @@ mod tests {
             modified_at: Some(prost_types::Timestamp { seconds: 12, nanos: 34 }),
             deleted_at: None,
         }
+    }
+
+    #[test]
+    fn data_that_no_client_can_decode_is_refused() {
+        for data in [&[0x22, 1, 0][..], &[0x22, 3, 0x0a, 1, 0xff], &[0x22, 2, 0x12, 9]] {
+            assert!(validate(&EncodedRecord::from_bytes(data.to_vec())).is_err(), "{data:?}");
+        }
+        assert_eq!(validate(&EncodedRecord::from_bytes(vec![0x22, 3, 0x0a, 1, b't'])), Ok(()));
     }
 
     #[test]
