@@ -245,7 +245,8 @@ impl Store {
     }
 }
 
-fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
+/// What the store holds makes no sense: which thing, and what is wrong with it.
+pub(super) fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
     Error::Damaged { what: format!("{what}: {error}") }
 }
 

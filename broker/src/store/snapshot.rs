@@ -20,7 +20,7 @@ use super::{
     engine::{KeyBounds, View},
     inspect::Descriptors,
     keyspace::{Keyspace, records as keys, rows},
-    machine::text,
+    machine::{damaged, text},
     query,
     tail::{CHUNK_BYTES_MAX, Changes, Tail},
 };
@@ -77,10 +77,11 @@ impl Reader {
     pub(super) fn publish(&self, next: Published, changes: Vec<Change>, cidr: &[CidrChange], cleared: bool) {
         let state = next.state;
         let snapshot = Arc::new(Snapshot { published: next, descriptors: self.0.descriptors.clone() });
-        if cleared || !cidr.is_empty() {
-            let mut table = self.0.cidr.write();
+        // Held until the snapshot is out, so that whoever reads the table finds the pair.
+        let mut table = (cleared || !cidr.is_empty()).then(|| self.0.cidr.write());
+        if let Some(table) = &mut table {
             if cleared {
-                *table = CidrTable::default();
+                **table = CidrTable::default();
             }
             for change in cidr {
                 let (record_type, id) = (text(&change.record_type), text(&change.id));
@@ -90,10 +91,9 @@ impl Reader {
                     table.remove(&record_type, &id, change.net);
                 }
             }
-            self.0.newest.store(snapshot);
-        } else {
-            self.0.newest.store(snapshot);
         }
+        self.0.newest.store(snapshot);
+        drop(table);
         // After the snapshot: what a stream shows, a read finds.
         self.0.tail.extend(state.server_version, state.latest_record_version, cleared, changes);
     }
@@ -336,8 +336,4 @@ impl Snapshot {
     pub fn cluster_id(&self) -> Option<&str> {
         Some(self.published.cluster_id.as_str()).filter(|id| !id.is_empty())
     }
-}
-
-fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Damaged { what: format!("{what}: {error}") }
 }

@@ -14,14 +14,11 @@ use super::{
         command::{Answer, outcome},
         engine::KeyBounds,
         keyspace::{Keyspace, records as keys, rows},
+        machine::damaged,
         wire,
     },
     Batch,
 };
-
-fn damaged(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::Damaged { what: format!("{what}: {error}") }
-}
 
 impl Batch<'_> {
     /// Sweeps garbage of earlier epochs, the change log, records past their ttl, and expired services; of each kind at
