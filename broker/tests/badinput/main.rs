@@ -106,6 +106,7 @@ async fn malformed_requests_are_answered_and_memory_stays_flat() {
             tokio::time::sleep(Duration::from_secs(2)).await;
             resident = broker.resident_bytes().unwrap();
         }
+        println!("round {}: {} MiB resident", round + 1, broker.resident_bytes().unwrap() >> 20);
     }
     let bound = resident + GROWTH_BYTES_MAX;
     settles_at(&broker, bound)

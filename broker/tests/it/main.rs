@@ -8,5 +8,6 @@ mod process;
 mod records;
 mod services;
 mod streams;
+mod terminal;
 mod tls;
 mod tools;
