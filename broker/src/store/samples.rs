@@ -37,7 +37,12 @@ pub(crate) fn any(type_name: &str, mut value: serde_json::Value) -> Vec<u8> {
     } else {
         value["@type"] = url.into();
     }
-    descriptors().from_json(value).unwrap()
+    DynamicMessage::deserialize(message("google.protobuf.Any"), value).unwrap().encode_to_vec()
+}
+
+/// An encoded Any as JSON.
+pub(crate) fn to_json(any: &[u8]) -> serde_json::Value {
+    serde_json::to_value(DynamicMessage::decode(message("google.protobuf.Any"), any).unwrap()).unwrap()
 }
 
 pub(crate) fn pack(type_name: &str, value: &[u8]) -> Vec<u8> {
