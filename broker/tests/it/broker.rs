@@ -160,3 +160,7 @@ pub(crate) async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> Put
 pub(crate) fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
     records.into_iter().map(|record| record.to_record().unwrap().version).collect()
 }
+
+pub(crate) async fn server_version(client: &mut Client) -> u64 {
+    client.server_info(()).await.unwrap().into_inner().server_version
+}

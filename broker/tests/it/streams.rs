@@ -6,7 +6,7 @@ use databroker_proto::databroker::{
 use futures::TryStreamExt as _;
 use tonic::{Code, Streaming};
 
-use crate::broker::{Broker, Client, Options, deleted, put, record, soon};
+use crate::broker::{Broker, Client, Options, deleted, put, record, server_version, soon};
 
 async fn sync(client: &mut Client, server_version: u64, record_version: u64, wait: bool) -> Streaming<SyncResponse> {
     let request = SyncRequest { server_version, record_version, r#type: "t".into(), wait: Some(wait) };
@@ -34,10 +34,6 @@ async fn latest(client: &mut Client, record_type: &str) -> Vec<sync_latest_respo
     let stream = client.sync_latest(request).await.unwrap().into_inner();
     let frames: Vec<SyncLatestResponse> = soon(stream.try_collect()).await.unwrap();
     frames.into_iter().map(|frame| frame.response.unwrap()).collect()
-}
-
-async fn server_version(client: &mut Client) -> u64 {
-    client.server_info(()).await.unwrap().into_inner().server_version
 }
 
 #[tokio::test]
