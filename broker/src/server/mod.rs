@@ -19,6 +19,7 @@ mod http;
 mod intake;
 mod listener;
 mod metrics;
+mod pinned;
 mod query;
 mod records;
 mod registry;
@@ -124,7 +125,10 @@ impl Server {
         let listening = Listener::bind(grpc.address, tls, grpc.limits.clone()).await;
         let listener = listening.map_err(failed("gRPC", grpc.address))?;
 
-        let streams = streams::Streams::new(grpc.limits.streams_max);
+        let streams = streams::Streams::new(streams::StreamLimits {
+            open_max: grpc.limits.streams_max,
+            stalled_max: grpc.limits.stalled_max,
+        });
         let calls = Calls::default();
         let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };

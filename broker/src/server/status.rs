@@ -47,6 +47,8 @@ pub(super) enum Error {
     ServerVersion,
     /// The changes after the stream's position are no longer kept.
     RecordVersion,
+    /// The client did not read its stream, and what the stream would have sent is gone.
+    Stalled,
     /// The broker is stopping.
     Closing,
     /// The client's deadline has passed.
@@ -95,6 +97,8 @@ impl From<Error> for Status {
             Error::BadRecord(index, error) => plain(Code::InvalidArgument, &format!("invalid record {index}: {error}")),
             Error::ServerVersion => plain(Code::Aborted, "invalid server version"),
             Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
+            // As for any stream that fell behind: clients begin again from nothing.
+            Error::Stalled => plain(Code::Aborted, "the stream was not read for too long"),
             // CANCELLED would stop some clients for ever.
             Error::Closing => plain(Code::Unavailable, "the server is shutting down"),
             Error::TooLate => plain(

@@ -62,6 +62,7 @@ impl Default for Options {
             connections_max: 100,
             streams_max: 1000,
             connection_streams_max: 1000,
+            stalled_max: PATIENCE,
         };
         Self { tls: None, limits }
     }
