@@ -47,10 +47,10 @@ fuzz_target!(|input: Input<'_>| {
         let _ = cidr::cidr_of(data);
     }
     for paths in [&paths[..], &paths[..paths.len() - 1]] {
-        if let Ok(once) = mask::patch_any(&DESCRIPTORS, paths, &stored, &source) {
-            let twice = mask::patch_any(&DESCRIPTORS, paths, &once, &source).expect("what was patched can be patched");
-            let thrice =
-                mask::patch_any(&DESCRIPTORS, paths, &twice, &source).expect("what was patched can be patched");
+        let mut patch = mask::Paths::new(&DESCRIPTORS, paths);
+        if let Ok(once) = patch.patch_any(&stored, &source) {
+            let twice = patch.patch_any(&once, &source).expect("what was patched can be patched");
+            let thrice = patch.patch_any(&twice, &source).expect("what was patched can be patched");
             assert_eq!(twice, thrice, "the same patch again changes nothing");
         }
     }
