@@ -239,14 +239,25 @@ mod tests {
         *,
     };
 
+    /// Whether the record of this number is to be found.
+    type Matches = fn(usize) -> bool;
+
     const BINDING: &str = "type.googleapis.com/session.SessionBinding";
+
+    fn is_b(n: usize) -> bool {
+        n.is_multiple_of(3)
+    }
+
+    fn is_y(n: usize) -> bool {
+        n.is_multiple_of(4)
+    }
 
     /// Twelve records: every third of user `b`, every fourth of session `y`, the others of `a` and `x`.
     fn filled() -> Log {
         let record = |n: usize| {
             let mut value = Vec::new();
-            prost::encoding::string::encode(2, &if n % 4 == 0 { "y" } else { "x" }.to_owned(), &mut value);
-            prost::encoding::string::encode(3, &if n % 3 == 0 { "b" } else { "a" }.to_owned(), &mut value);
+            prost::encoding::string::encode(2, &if is_y(n) { "y" } else { "x" }.to_owned(), &mut value);
+            prost::encoding::string::encode(3, &if is_b(n) { "b" } else { "a" }.to_owned(), &mut value);
             let data = Some(prost_types::Any { type_url: BINDING.into(), value });
             Record { r#type: BINDING.into(), id: format!("{n:02}"), data, ..Record::default() }
         };
@@ -262,17 +273,15 @@ mod tests {
         let snapshot = log.store.reader().snapshot();
         let (a, b) = (json!({"user_id": "a"}), json!({"user_id": "b"}));
         let (x, y) = (json!({"session_id": "x"}), json!({"session_id": "y"}));
-        let is_b = |n: usize| n % 3 == 0;
-        let is_y = |n: usize| n % 4 == 0;
-        let cases: Vec<(serde_json::Value, Box<dyn Fn(usize) -> bool>)> = vec![
-            (a.clone(), Box::new(move |n| !is_b(n))),
-            (json!({"user_id": "none"}), Box::new(|_| false)),
-            (json!({"$or": [a, b]}), Box::new(|_| true)),
-            (json!({"$or": [b, y]}), Box::new(move |n| is_b(n) || is_y(n))),
-            (json!({"$and": [a, x]}), Box::new(move |n| !is_b(n) && !is_y(n))),
-            (json!({"$not": b}), Box::new(move |n| !is_b(n))),
-            (json!({"$and": [{"$or": [b, y]}, {"$not": x}]}), Box::new(is_y)),
-            (json!({"$and": [a, {"id": "02"}]}), Box::new(|n| n == 2)),
+        let cases: [(_, Matches); 8] = [
+            (a.clone(), |n| !is_b(n)),
+            (json!({"user_id": "none"}), |_| false),
+            (json!({"$or": [a, b]}), |_| true),
+            (json!({"$or": [b, y]}), |n| is_b(n) || is_y(n)),
+            (json!({"$and": [a, x]}), |n| !is_b(n) && !is_y(n)),
+            (json!({"$not": b}), |n| !is_b(n)),
+            (json!({"$and": [{"$or": [b, y]}, {"$not": x}]}), is_y),
+            (json!({"$and": [a, {"id": "02"}]}), |n| n == 2),
         ];
         for (json, expected) in &cases {
             for (offset, limit) in [(0, u64::MAX), (0, 1), (2, 3), (50, 1), (0, 0)] {
