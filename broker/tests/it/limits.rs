@@ -82,11 +82,17 @@ async fn requests_on_their_way_in_share_one_bound_and_small_ones_always_pass() {
     let mut options = Options::default();
     options.limits.request_bytes_max = 5 * MIB;
     let broker = Broker::start_with(options).await;
-    // Room for four of the largest, and more than fit. Each on a connection of its own: a connection has a window, too.
+    // Room for four of the largest. Each on a connection of its own: a connection has a window, too. They race for the
+    // room, with the probe below as well: whoever is refused comes again, until four are in.
     let mut stalled = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..4 {
         let mut wire = Wire::open(&broker).await;
-        stalled.push(tokio::spawn(async move { wire.call(PUT, &[], unfinished(5 * MIB, 4 * MIB + MIB / 2)).await }));
+        stalled.push(tokio::spawn(async move {
+            loop {
+                let (status, _) = wire.call(PUT, &[], unfinished(5 * MIB, 4 * MIB + MIB / 2)).await;
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            }
+        }));
     }
     let wire = &mut Wire::open(&broker).await;
     let refused = async {
@@ -102,8 +108,7 @@ async fn requests_on_their_way_in_share_one_bound_and_small_ones_always_pass() {
     assert!(status.message().contains("send fewer records at once"), "{status:?}");
     // What is there takes nothing from small requests, and those that go away leave their room.
     server_version(&mut broker.client().await).await;
-    stalled.iter().for_each(tokio::task::JoinHandle::abort);
-    drop(stalled);
+    stalled.iter().for_each(tokio::task::JoinHandle::<()>::abort);
     let wire = &mut Wire::open(&broker).await;
     let free = async {
         loop {
