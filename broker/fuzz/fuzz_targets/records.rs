@@ -52,10 +52,10 @@ fuzz_target!(|input: Input<'_>| {
     let taken = decode::from_json(shown.clone()).expect("what the tools show they take");
     assert_eq!(decode::to_json(&taken), shown, "and it is the same");
     for paths in [&paths[..], &paths[..paths.len() - 1]] {
-        if let Ok(once) = mask::patch_any(&DESCRIPTORS, paths, &stored, &source) {
-            let twice = mask::patch_any(&DESCRIPTORS, paths, &once, &source).expect("what was patched can be patched");
-            let thrice =
-                mask::patch_any(&DESCRIPTORS, paths, &twice, &source).expect("what was patched can be patched");
+        let mut patch = mask::Paths::new(&DESCRIPTORS, paths);
+        if let Ok(once) = patch.patch_any(&stored, &source) {
+            let twice = patch.patch_any(&once, &source).expect("what was patched can be patched");
+            let thrice = patch.patch_any(&twice, &source).expect("what was patched can be patched");
             assert_eq!(twice, thrice, "the same patch again changes nothing");
         }
     }

@@ -11,7 +11,7 @@ use crate::store::samples::{self, Random, TYPES, any, descriptors, message, pack
 
 fn patch(paths: &[&str], stored: &[u8], input: &[u8]) -> Result<Bytes, Error> {
     let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
-    patch_any(&descriptors(), &paths, stored, input)
+    Paths::new(&descriptors(), &paths).patch_any(stored, input)
 }
 
 #[track_caller]
@@ -51,6 +51,20 @@ fn a_populated_field_is_set_and_an_absent_one_cleared() {
         json!({"protoField": {}}),
         json!({"stringField": "old", "protoField": {}}),
     );
+}
+
+#[test]
+fn paths_are_read_once_for_each_type_and_hold_for_all_its_records() {
+    let (descriptors, names) = (descriptors(), ["id".to_owned()]);
+    let mut paths = Paths::new(&descriptors, &names);
+    for name in ["session.Session", "user.User", "session.Session", "user.User"] {
+        let (stored, input) = (any(name, json!({"id": "old"})), any(name, json!({"id": "new"})));
+        assert_eq!(paths.patch_any(&stored, &input).unwrap(), input);
+    }
+    assert_eq!(paths.masks.len(), 2);
+    // One type's paths say nothing about another's.
+    let (stored, input) = (any("test.Test", json!({})), any("test.Test", json!({})));
+    assert!(matches!(paths.patch_any(&stored, &input), Err(Error::UnknownField { .. })));
 }
 
 #[test]

@@ -167,3 +167,25 @@ pub(crate) fn hostile() -> Vec<Vec<u8>> {
     );
     all
 }
+
+/// A filter from its JSON form.
+pub(crate) fn filter(json: &serde_json::Value) -> super::filter::Filter {
+    use prost_types::value::Kind;
+    use serde_json::Value;
+
+    fn value(json: &Value) -> prost_types::Value {
+        let kind = match json {
+            Value::Object(_) => Kind::StructValue(fields(json)),
+            Value::Array(items) => {
+                Kind::ListValue(prost_types::ListValue { values: items.iter().map(value).collect() })
+            }
+            other => Kind::StringValue(other.as_str().unwrap_or_default().to_owned()),
+        };
+        prost_types::Value { kind: Some(kind) }
+    }
+    fn fields(json: &Value) -> prost_types::Struct {
+        let members = json.as_object().into_iter().flatten();
+        prost_types::Struct { fields: members.map(|(key, json)| (key.clone(), value(json))).collect() }
+    }
+    super::filter::Filter::parse(&fields(json)).unwrap()
+}

@@ -65,6 +65,7 @@ impl Default for Options {
             connections_max: 100,
             streams_max: 1000,
             connection_streams_max: 1000,
+            stalled_max: PATIENCE,
         };
         Self { tls: None, limits, node: node::Options::new(node::Storage::Memory) }
     }
@@ -168,4 +169,8 @@ pub(crate) async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> Put
 /// The record versions in a response, in order.
 pub(crate) fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
     records.into_iter().map(|record| record.to_record().unwrap().version).collect()
+}
+
+pub(crate) async fn server_version(client: &mut Client) -> u64 {
+    client.server_info(()).await.unwrap().into_inner().server_version
 }

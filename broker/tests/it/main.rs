@@ -4,6 +4,7 @@
 
 mod auth;
 mod broker;
+mod limits;
 mod process;
 mod records;
 mod services;
