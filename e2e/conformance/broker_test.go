@@ -28,6 +28,8 @@ const patience = 30 * time.Second
 
 // broker is a server process of its own data folder.
 type broker struct {
+	binary  string
+	peer    bool // whose command line it understands
 	dir     string
 	address string
 	process *exec.Cmd
@@ -50,8 +52,10 @@ var shared *broker
 
 func TestMain(m *testing.M) {
 	if os.Getenv("DATABROKER_BIN") == "" {
-		fmt.Fprintln(os.Stderr, "conformance: skipped: DATABROKER_BIN does not name the server's binary")
-		os.Exit(0)
+		fmt.Fprintln(os.Stderr, "conformance: DATABROKER_BIN must name the server's binary, as a whole path. Run `e2e/test conformance`, which\n"+
+			"builds one, or `cargo build --bin databroker` and then\n"+
+			"\n    DATABROKER_BIN=\"$(pwd)/target/debug/databroker\" go test -C e2e/conformance ./...")
+		os.Exit(1)
 	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "conformance-")
@@ -60,7 +64,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		shared = &broker{dir: dir}
+		shared = underTest(dir)
 		defer shared.kill()
 		if err := shared.start(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -73,12 +77,22 @@ func TestMain(m *testing.M) {
 // newBroker starts a server for one test alone.
 func newBroker(t *testing.T) *broker {
 	t.Helper()
-	b := &broker{dir: t.TempDir()}
+	b := underTest(t.TempDir())
+	b.startFor(t)
+	return b
+}
+
+func underTest(dir string) *broker {
+	return &broker{binary: os.Getenv("DATABROKER_BIN"), peer: isPeer(), dir: dir}
+}
+
+// startFor starts it until the test ends.
+func (b *broker) startFor(t *testing.T) {
+	t.Helper()
 	t.Cleanup(b.kill)
 	if err := b.start(); err != nil {
 		t.Fatal(err)
 	}
-	return b
 }
 
 func isPeer() bool { return os.Getenv("DATABROKER_PEER") != "" }
@@ -98,7 +112,7 @@ func (b *broker) args() []string {
 	if address == "" {
 		address = "127.0.0.1:0"
 	}
-	if isPeer() {
+	if b.peer {
 		return []string{"-address", address, "-data-dir", b.dataDir()}
 	}
 	return []string{
@@ -113,7 +127,7 @@ func (b *broker) start() error {
 	addressFile := filepath.Join(b.dataDir(), "address")
 	_ = os.Remove(addressFile) // left by a killed process
 	b.log = new(lockedBuffer)
-	b.process = exec.Command(os.Getenv("DATABROKER_BIN"), b.args()...)
+	b.process = exec.Command(b.binary, b.args()...)
 	b.process.Dir = b.dir
 	b.process.Stdout, b.process.Stderr = b.log, b.log
 	if err := b.process.Start(); err != nil {

@@ -3,4 +3,6 @@
 // It knows the public interface and nothing else. The server is the binary named by DATABROKER_BIN, started on loopback
 // with a temporary data folder. With DATABROKER_PEER=1 that binary is ../peer instead: then the tests named after the
 // peer's own bugs, and those of deliberate differences, are skipped, and the rest shows that the tests are fair.
+//
+// Exports move between the server and ../peer, which the test that does so builds.
 package conformance

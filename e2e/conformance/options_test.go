@@ -135,6 +135,49 @@ func TestCapacityZeroKeepsNothing(t *testing.T) {
 	}
 }
 
+// A broker sweeps each minute, and when it starts: the restart is there so that nobody waits for a minute. The peer's
+// store leaves sweeping to its server.
+func TestTTLDeletesWhatWasNotChangedForSoLong(t *testing.T) {
+	ours(t)
+	t.Parallel()
+	b := newBroker(t)
+	c := b.client()
+	setOptions(t, c, "brief", &databrokerpb.Options{Ttl: durationpb.New(10 * time.Millisecond)})
+	for _, never := range []time.Duration{0, -time.Hour} {
+		setOptions(t, c, fmt.Sprint("ttl ", never), &databrokerpb.Options{Ttl: durationpb.New(never)})
+		put(t, c, record(fmt.Sprint("ttl ", never), "a", ""))
+	}
+	setOptions(t, c, "long", &databrokerpb.Options{Ttl: durationpb.New(time.Hour)})
+	put(t, c, record("long", "a", ""), record("no ttl", "a", ""))
+	stored := put(t, c, record("brief", "a", "data"), record("brief", "b", "data")).GetRecords()
+	before := serverInfo(t, c)
+	b.restart(t)
+
+	stream := must[databrokerpb.DataBrokerService_SyncClient](t)(c.Sync(testContext(t), &databrokerpb.SyncRequest{
+		ServerVersion: before.GetServerVersion(), RecordVersion: before.GetLatestRecordVersion(), Type: "brief",
+	}))
+	for _, was := range stored {
+		tombstone := recvRecord(t, stream)
+		if tombstone.GetId() != was.GetId() || tombstone.GetDeletedAt() == nil || tombstone.GetVersion() <= before.GetLatestRecordVersion() {
+			t.Errorf("not a tombstone of %s: %v", was.GetId(), tombstone)
+		}
+		if !proto.Equal(tombstone.GetData(), was.GetData()) {
+			t.Errorf("the tombstone has other data than was stored: %v", tombstone)
+		}
+		if exists(t, c, "brief", was.GetId()) {
+			t.Errorf("%s was announced as deleted, and is there", was.GetId())
+		}
+	}
+	for _, recordType := range []string{"long", "no ttl", "ttl 0s", "ttl -1h0m0s"} {
+		if !exists(t, c, recordType, "a") {
+			t.Errorf("type %q: deleted", recordType)
+		}
+	}
+	if info := serverInfo(t, c); info.GetLatestRecordVersion() != before.GetLatestRecordVersion()+2 {
+		t.Errorf("more was deleted than should be: %v, then %v", before, info)
+	}
+}
+
 func binding(t *testing.T, recordType, id, user string) *databrokerpb.Record {
 	t.Helper()
 	return &databrokerpb.Record{Type: recordType, Id: id, Data: pack(t, &session.SessionBinding{

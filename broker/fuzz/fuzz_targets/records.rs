@@ -4,7 +4,10 @@
 use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
-use databroker::store::{cidr, inspect::Descriptors, mask, text};
+use databroker::{
+    cli::decode,
+    store::{cidr, inspect::Descriptors, mask, text},
+};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use prost_types::Any;
@@ -42,15 +45,17 @@ fuzz_target!(|input: Input<'_>| {
     let (stored, source) = (any(input.stored), any(input.source));
     for data in [stored.as_slice(), input.stored] {
         let _ = DESCRIPTORS.index_values(data, &paths);
-        let _ = DESCRIPTORS.to_json(data);
         let _ = text::matches(&DESCRIPTORS, data, "x");
         let _ = cidr::cidr_of(data);
     }
+    let shown = decode::to_json(&Any { type_url, value: input.stored.to_vec() });
+    let taken = decode::from_json(shown.clone()).expect("what the tools show they take");
+    assert_eq!(decode::to_json(&taken), shown, "and it is the same");
     for paths in [&paths[..], &paths[..paths.len() - 1]] {
-        if let Ok(once) = mask::patch_any(&DESCRIPTORS, paths, &stored, &source) {
-            let twice = mask::patch_any(&DESCRIPTORS, paths, &once, &source).expect("what was patched can be patched");
-            let thrice =
-                mask::patch_any(&DESCRIPTORS, paths, &twice, &source).expect("what was patched can be patched");
+        let mut patch = mask::Paths::new(&DESCRIPTORS, paths);
+        if let Ok(once) = patch.patch_any(&stored, &source) {
+            let twice = patch.patch_any(&once, &source).expect("what was patched can be patched");
+            let thrice = patch.patch_any(&twice, &source).expect("what was patched can be patched");
             assert_eq!(twice, thrice, "the same patch again changes nothing");
         }
     }

@@ -3,21 +3,28 @@
 //! The JSON is protobuf's own, with field names as in the .proto files, because filters name fields so:
 //! - a known type: `{"@type": URL, field: …}`; the well-known types of `google.protobuf`: `{"@type": URL, "value": …}`;
 //! - an unknown type: `{"@type": URL, "value": "<base64>"}`;
-//! - where that form would lose something (unknown fields, data that does not decode), the member `"@bytes"` holds the
-//!   whole data as base64 and, on the way back, counts alone.
+//! - where that form would lose something (unknown fields, data that does not decode, or lies in too many wrappers), the
+//!   member `"@bytes"` holds the whole data as base64 and, on the way back, counts alone.
 
 use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use databroker_proto::{RECORDS_DESCRIPTOR_SET, message_name};
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage as _, SerializeOptions,
+    Value as Field,
+};
 use prost_types::Any;
 use serde_json::{Map, Value};
 
 const TYPE: &str = "@type";
 const BYTES: &str = "@bytes";
 const VALUE: &str = "value";
+
+/// How many times data may be packed into other data to be shown as fields. A message's own depth is bounded when it is
+/// decoded, but each `Any` in it begins anew, and whoever wrote the record must not choose how deep a tool's stack grows.
+const WRAPPERS_MAX: usize = 4;
 
 /// Why JSON is not a record's data.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +114,9 @@ pub fn to_struct(json: &Value) -> Result<prost_types::Struct, MalformedData> {
 
 fn known_to_json(descriptor: MessageDescriptor, bytes: &[u8]) -> Map<String, Value> {
     let Ok(message) = DynamicMessage::decode(descriptor.clone(), bytes) else { return all_bytes(bytes) };
+    if !is_shallow(&message, WRAPPERS_MAX) {
+        return all_bytes(bytes);
+    }
     let options = SerializeOptions::new().use_proto_field_name(true);
     let Ok(json) = message.serialize_with_options(serde_json::value::Serializer, &options) else {
         return all_bytes(bytes);
@@ -120,6 +130,29 @@ fn known_to_json(descriptor: MessageDescriptor, bytes: &[u8]) -> Map<String, Val
         object.insert(BYTES.to_owned(), base64(bytes));
     }
     object
+}
+
+/// Whether no `Any` in it lies in so many others.
+fn is_shallow(message: &DynamicMessage, wrappers_left: usize) -> bool {
+    if message.descriptor().full_name() != "google.protobuf.Any" {
+        return message.fields().all(|(_, field)| is_shallow_field(field, wrappers_left));
+    }
+    let Some(wrappers_left) = wrappers_left.checked_sub(1) else { return false };
+    let inner = message.transcode_to::<Any>().ok().and_then(|any| {
+        let descriptor = POOL.get_message_by_name(message_name(&any.type_url))?;
+        DynamicMessage::decode(descriptor, &any.value[..]).ok()
+    });
+    // What does not decode is not looked into.
+    inner.is_none_or(|inner| is_shallow(&inner, wrappers_left))
+}
+
+fn is_shallow_field(field: &Field, wrappers_left: usize) -> bool {
+    match field {
+        Field::Message(message) => is_shallow(message, wrappers_left),
+        Field::List(list) => list.iter().all(|item| is_shallow_field(item, wrappers_left)),
+        Field::Map(map) => map.values().all(|value| is_shallow_field(value, wrappers_left)),
+        _ => true,
+    }
 }
 
 fn known_from_json(descriptor: MessageDescriptor, object: Map<String, Value>) -> Result<Vec<u8>, MalformedData> {
@@ -202,6 +235,37 @@ mod tests {
     #[test]
     fn data_that_does_not_decode_survives_as_bytes() {
         reads_as(&any(TEST, b"\x0a\xff"), json!({"@type": TEST, "@bytes": "Cv8="}));
+    }
+
+    fn wrapped(times: usize, data: Any) -> Any {
+        let url = "type.googleapis.com/google.protobuf.Any";
+        (0..times).fold(data, |inner, _| any(url, &inner.encode_to_vec()))
+    }
+
+    #[test]
+    fn data_in_too_many_wrappers_survives_as_bytes() {
+        let shown = to_json(&wrapped(1, any(TEST, b"\x0a\x01x")));
+        assert_eq!(shown["value"], json!({"@type": TEST, "string_field": "x"}));
+        for times in [WRAPPERS_MAX + 1, 2_000] {
+            let data = wrapped(times, any(TEST, b""));
+            reads_as(&data, json!({"@type": data.type_url, "@bytes": base64(&data.value)}));
+        }
+    }
+
+    #[test]
+    fn the_deepest_data_that_is_shown_fits_a_stack() {
+        // A list in a value in a list …, as deep as a message may be.
+        let deep = (0..49).fold(Vec::new(), |inner, _| {
+            let mut list = Vec::new();
+            prost::encoding::bytes::encode(6, &inner, &mut list);
+            let mut value = Vec::new();
+            prost::encoding::bytes::encode(1, &list, &mut value);
+            value
+        });
+        let data = wrapped(WRAPPERS_MAX, any("type.googleapis.com/google.protobuf.ListValue", &deep));
+        let json = to_json(&data);
+        assert!(json.get(BYTES).is_none(), "it is not shown");
+        assert_eq!(from_json(json).unwrap(), data);
     }
 
     #[test]

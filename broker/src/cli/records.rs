@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -84,7 +84,7 @@ fn not_found(r#type: &str, id: &str) -> Failure {
 /// Version and time of change are given by the server.
 #[derive(Debug, clap::Args)]
 pub struct Put {
-    /// Records: JSON objects, or arrays of them
+    /// Records: JSON objects, or arrays of them; `-` is standard input
     #[arg(value_name = "JSON", conflicts_with = "file")]
     pub records: Vec<String>,
     /// File with JSON objects or arrays, one after the other; `-` is standard input, the default if there is no argument
@@ -119,17 +119,22 @@ impl Ask for Put {
 impl Put {
     fn input(&self) -> Result<Vec<String>, Failure> {
         match &self.file {
-            None if !self.records.is_empty() => Ok(self.records.clone()),
-            Some(file) if file.as_os_str() != "-" => {
+            None if self.records.is_empty() => Ok(vec![stdin()?]),
+            None => self.records.iter().map(|text| if text == "-" { stdin() } else { Ok(text.clone()) }).collect(),
+            Some(file) if file.as_os_str() == "-" => Ok(vec![stdin()?]),
+            Some(file) => {
                 let opened = fs::File::open(file).map_err(|source| Failure::Read { file: file.clone(), source })?;
                 Ok(vec![read_to_end(opened, file)?])
             }
-            _ => Ok(vec![read_to_end(io::stdin(), &PathBuf::from("standard input"))?]),
         }
     }
 }
 
-fn read_to_end(from: impl io::Read, file: &std::path::Path) -> Result<String, Failure> {
+fn stdin() -> Result<String, Failure> {
+    read_to_end(io::stdin(), Path::new("standard input"))
+}
+
+fn read_to_end(from: impl io::Read, file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = from.take(INPUT_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;

@@ -115,6 +115,10 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// How long a stream that is not read keeps its snapshot: no honest client pauses for minutes, and until then the store
+/// cannot free what has changed since.
+const STALLED_MAX: Duration = Duration::from_secs(5 * 60);
+
 /// Bounds on what clients can make the server hold.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -126,6 +130,8 @@ pub struct Limits {
     pub streams_max: usize,
     /// Requests and streams under way on one connection.
     pub connection_streams_max: u32,
+    /// How long a stream that is not read keeps its snapshot of the store.
+    pub stalled_max: Duration,
 }
 
 /// The accepted keys.
@@ -312,6 +318,7 @@ fn grpc(settings: &Settings) -> Result<Grpc, Error> {
         connections_max: required(settings, &keys::CONNECTIONS_MAX, values::count)? as usize,
         streams_max: required(settings, &keys::STREAMS_MAX, values::count)? as usize,
         connection_streams_max: required(settings, &keys::CONNECTION_STREAMS_MAX, values::count)?,
+        stalled_max: STALLED_MAX,
     };
     Ok(Grpc { address, tls, limits })
 }

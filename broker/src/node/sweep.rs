@@ -9,7 +9,10 @@ use databroker_proto::internal::{Sweep, Swept};
 use super::{Node, Shared};
 use crate::{
     raft::runtime::Runtime,
-    store::command::{Kind, outcome},
+    store::{
+        Progress,
+        command::{Kind, outcome},
+    },
 };
 
 /// How long changes stay in the change log. Whichever bound is met first counts.
@@ -38,9 +41,9 @@ struct Last {
 }
 
 /// When the next sweep is due.
-fn due_nanos(last: Last, next_expiry_nanos: Option<u64>) -> u64 {
+fn due_nanos(last: Last, progress: &Progress) -> u64 {
     let Some(at) = last.at_nanos.filter(|_| !last.more) else { return 0 };
-    let expiry = next_expiry_nanos.unwrap_or(u64::MAX);
+    let expiry = if progress.evicting { 0 } else { progress.next_service_expiry_nanos.unwrap_or(u64::MAX) };
     expiry.clamp(at.saturating_add(PAUSE_NANOS), at.saturating_add(EVERY_NANOS))
 }
 
@@ -72,7 +75,7 @@ async fn look<R: Runtime>(node: &Node<R>, change_log: ChangeLog, last: Last) -> 
     let last = Last { warned: behind > super::CLOCK_SKEW_MAX, ..last };
     // A clock that was set back says nothing about how long ago the last sweep was.
     let set_back = last.at_nanos.is_some_and(|at| now < at);
-    if !set_back && now < due_nanos(last, node.reader().progress().next_service_expiry_nanos) {
+    if !set_back && now < due_nanos(last, &node.reader().progress()) {
         return last;
     }
     Last { at_nanos: Some(now), more: sweep(node, change_log, now).await, ..last }
@@ -105,12 +108,17 @@ mod tests {
     #[test]
     fn a_sweep_is_due_each_minute_when_something_expires_or_when_more_is_left() {
         let last = |at: u64, more| Last { at_nanos: Some(at), more, warned: false };
-        assert_eq!(due_nanos(Last::default(), None), 0);
-        assert_eq!(due_nanos(last(100 * S, true), None), 0);
-        assert_eq!(due_nanos(last(100 * S, false), None), 160 * S);
-        assert_eq!(due_nanos(last(100 * S, false), Some(130 * S)), 130 * S);
-        assert_eq!(due_nanos(last(100 * S, false), Some(900 * S)), 160 * S);
+        let due = |last, next_service_expiry_nanos| {
+            due_nanos(last, &Progress { next_service_expiry_nanos, ..Progress::default() })
+        };
+        assert_eq!(due(Last::default(), None), 0);
+        assert_eq!(due(last(100 * S, true), None), 0);
+        assert_eq!(due(last(100 * S, false), None), 160 * S);
+        assert_eq!(due(last(100 * S, false), Some(130 * S)), 130 * S);
+        assert_eq!(due(last(100 * S, false), Some(900 * S)), 160 * S);
         // Twice a second is too often, even if an entry is overdue.
-        assert_eq!(due_nanos(last(100 * S, false), Some(50 * S)), 101 * S);
+        assert_eq!(due(last(100 * S, false), Some(50 * S)), 101 * S);
+        let evicting = Progress { evicting: true, ..Progress::default() };
+        assert_eq!(due_nanos(last(100 * S, false), &evicting), 101 * S);
     }
 }

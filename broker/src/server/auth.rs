@@ -29,6 +29,11 @@ use crate::{
 /// Paths that need no token.
 const OPEN: &[&str] = &["/grpc.health.v1.Health/", "/grpc.reflection.v1.", "/grpc.reflection.v1alpha."];
 
+/// Whether this path needs no token.
+pub(super) fn is_open(path: &str) -> bool {
+    OPEN.iter().any(|prefix| path.starts_with(prefix))
+}
+
 /// How many verified tokens are remembered. Tokens minted in the same second are equal, and clients mint a new one for
 /// each call: this is room for the tokens of some minutes.
 const REMEMBERED_MAX: usize = 1024;
@@ -110,7 +115,7 @@ impl Keys {
 
     /// Whether the request shows a good token. Of several values the first counts.
     fn admit<B>(&self, request: &Request<B>, now: SystemTime) -> Result<(), Error> {
-        if OPEN.iter().any(|prefix| request.uri().path().starts_with(prefix)) {
+        if is_open(request.uri().path()) {
             return Ok(());
         }
         let token = request.headers().get(METADATA_KEY).ok_or(Error::NoToken)?;

@@ -340,6 +340,9 @@ impl Collector for NodeCollector {
         gauge("log_index_last", "The last index in the log", status.last_log_index.unwrap_or_default())?;
         gauge("log_index_committed", "The last committed index", status.committed_index.unwrap_or_default())?;
         gauge("log_index_applied", "The last applied index", status.applied_index.unwrap_or_default())?;
+        let stalled = ConstCounter::new(self.streams.stalled());
+        let help = "SyncLatest streams that were not read, and lost their snapshots";
+        stalled.encode(encoder.encode_descriptor("streams_stalled", help, None, stalled.metric_type())?)?;
         let evictions = ConstCounter::new(self.node.reader().evictions());
         let help = "Records evicted because their type held more than its capacity";
         evictions.encode(encoder.encode_descriptor("evictions", help, None, evictions.metric_type())?)

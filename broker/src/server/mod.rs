@@ -1,8 +1,8 @@
 //! The gRPC edge: decode, call, encode. And the HTTP port beside it, for those who watch.
 //!
 //! ```text
-//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ auth (token) ─▶ routes ─▶ records, sync, query,
-//!                                                                                  registry, checkpoint, health
+//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ deadline ─▶ auth (token) ─▶ intake (bytes) ─▶ routes ─┐
+//!                                                    records, sync, query, registry, checkpoint, health ◀──────┘
 //! ```
 //!
 //! Not here: what a command does, who leads, what lies on disk. Errors become statuses in `status` alone.
@@ -10,13 +10,16 @@
 mod auth;
 mod calls;
 mod checkpoint;
+mod deadline;
 mod edge;
 mod files;
 mod greeting;
 mod health;
 mod http;
+mod intake;
 mod listener;
 mod metrics;
+mod pinned;
 mod query;
 mod records;
 mod registry;
@@ -48,8 +51,10 @@ use crate::{
 };
 pub use auth::{KeyError, read_key};
 use calls::CallLayer;
+use deadline::DeadlineLayer;
 use edge::Edge;
 use http::Pages;
+use intake::{FREE_BYTES, IntakeLayer};
 use listener::Listener;
 pub use metrics::DiskTimes;
 use metrics::{Calls, Metrics};
@@ -84,6 +89,7 @@ pub struct Server {
     routes: Routes,
     calls: Calls,
     auth: auth::AuthLayer,
+    intake: IntakeLayer,
     pages: Vec<(TcpListener, Router)>,
     addresses: Addresses,
     closing: CancellationToken,
@@ -119,7 +125,10 @@ impl Server {
         let listening = Listener::bind(grpc.address, tls, grpc.limits.clone()).await;
         let listener = listening.map_err(failed("gRPC", grpc.address))?;
 
-        let streams = streams::Streams::new(grpc.limits.streams_max);
+        let streams = streams::Streams::new(streams::StreamLimits {
+            open_max: grpc.limits.streams_max,
+            stalled_max: grpc.limits.stalled_max,
+        });
         let calls = Calls::default();
         let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
@@ -129,7 +138,8 @@ impl Server {
         let (pages, health, metrics) = open_pages(http, pages).await?;
         let grpc_address = listener.address().map_err(failed("gRPC", grpc.address))?;
         let addresses = Addresses { grpc: grpc_address, health, metrics };
-        Ok(Self { grpc: listener, routes, calls, auth, pages, addresses, closing })
+        let intake = IntakeLayer::new(grpc.limits.request_bytes_max);
+        Ok(Self { grpc: listener, routes, calls, auth, intake, pages, addresses, closing })
     }
 
     /// Where it listens.
@@ -141,7 +151,7 @@ impl Server {
     pub async fn serve(self) {
         let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
         let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
-        let service = layered(self.routes, calls, self.auth);
+        let service = layered(self.routes, calls, self.auth, self.intake);
         self.grpc.serve(service, self.closing).await;
         for page in pages {
             page.abort();
@@ -153,11 +163,12 @@ fn layered(
     routes: Routes,
     calls: CallLayer,
     auth: auth::AuthLayer,
+    intake: IntakeLayer,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
 + 'static {
-    ServiceBuilder::new().layer(calls).layer(auth).service(routes)
+    ServiceBuilder::new().layer(calls).layer(DeadlineLayer).layer(auth).layer(intake).service(routes)
 }
 
 fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflection::server::Error> {
@@ -170,9 +181,10 @@ fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflect
     Ok(Routes::new(records.max_decoding_message_size(request_bytes_max))
         .add_service(CheckpointServiceServer::new(checkpoint::Checkpoints(edge.clone())))
         .add_service(RegistryServer::new(registry::Services(edge.clone())))
-        .add_service(HealthServer::new(health::Health(edge.closing.clone())))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        // These need no token: small messages are all they take.
+        .add_service(HealthServer::new(health::Health(edge.closing.clone())).max_decoding_message_size(FREE_BYTES))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(FREE_BYTES))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(FREE_BYTES))
         .prepare())
 }
 

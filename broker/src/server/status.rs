@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use http::{HeaderMap, HeaderValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -46,10 +47,16 @@ pub(super) enum Error {
     ServerVersion,
     /// The changes after the stream's position are no longer kept.
     RecordVersion,
+    /// The client did not read its stream, and what the stream would have sent is gone.
+    Stalled,
     /// The broker is stopping.
     Closing,
+    /// The client's deadline has passed.
+    TooLate,
     /// As many streams as allowed are open.
     TooManyStreams,
+    /// The requests on their way in leave no room for this one.
+    IntakeFull,
     /// The store refused the command.
     Rejected(Rejected),
     /// The node could not place the request.
@@ -90,15 +97,34 @@ impl From<Error> for Status {
             Error::BadRecord(index, error) => plain(Code::InvalidArgument, &format!("invalid record {index}: {error}")),
             Error::ServerVersion => plain(Code::Aborted, "invalid server version"),
             Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
+            // As for any stream that fell behind: clients begin again from nothing.
+            Error::Stalled => plain(Code::Aborted, "the stream was not read for too long"),
             // CANCELLED would stop some clients for ever.
             Error::Closing => plain(Code::Unavailable, "the server is shutting down"),
+            Error::TooLate => plain(
+                Code::DeadlineExceeded,
+                "context deadline exceeded; if this was a write, it may still take effect",
+            ),
             Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
+            Error::IntakeFull => plain(
+                Code::ResourceExhausted,
+                "too many large requests are being received: try again later, or send fewer records at once",
+            ),
             Error::Rejected(rejected) => refused(&rejected),
             Error::Node(error) => unplaced(&error),
             Error::Store(error) => plain(Code::Internal, &error.to_string()),
             Error::ReadLost => plain(Code::Internal, "reading the store was interrupted"),
             Error::ForeignAnswer => plain(Code::Internal, "the store's answer does not belong to the request"),
         }
+    }
+}
+
+/// A message over the bound is refused by the decoder with OUT_OF_RANGE, which nothing else here answers with. Clients
+/// know it as RESOURCE_EXHAUSTED.
+pub(super) fn name_as_clients_know(headers: &mut HeaderMap) {
+    let out_of_range = HeaderValue::from(Code::OutOfRange as i32);
+    if headers.get(Status::GRPC_STATUS) == Some(&out_of_range) {
+        headers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::ResourceExhausted as i32));
     }
 }
 
@@ -154,6 +180,7 @@ mod tests {
             (Error::ServerVersion, Code::Aborted, "invalid server version"),
             (Error::RecordVersion, Code::Aborted, "invalid record version"),
             (Error::Closing, Code::Unavailable, "the server is shutting down"),
+            (Error::TooManyStreams, Code::ResourceExhausted, "too many streams are open"),
             (Error::Node(node::Error::ShuttingDown), Code::Unavailable, "the server is shutting down"),
             (Error::Node(failed()), Code::Unavailable, "the node has failed: disk"),
             (Error::Node(node::Error::NoLeader), Code::Unavailable, "CLUSTER_HAS_NO_LEADER: cluster has no leader"),

@@ -8,11 +8,22 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 
-use super::status::Error;
+use super::{pinned::Pinned, status::Error};
+use crate::store::Snapshot;
+
+/// The bounds on streams.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StreamLimits {
+    /// Open at once: each may hold one chunk in memory.
+    pub(super) open_max: usize,
+    /// How long one that is not read keeps its snapshot.
+    pub(super) stalled_max: Duration,
+}
 
 /// The open streams of a server. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -20,8 +31,9 @@ pub(super) struct Streams(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    open_max: usize,
+    limits: StreamLimits,
     open: Mutex<Open>,
+    stalled: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -32,15 +44,29 @@ struct Open {
 }
 
 impl Streams {
-    /// At most `open_max` at once: each may hold one chunk in memory.
-    pub(super) fn new(open_max: usize) -> Self {
-        Self(Arc::new(Shared { open_max, open: Mutex::default() }))
+    /// Within these bounds.
+    pub(super) fn new(limits: StreamLimits) -> Self {
+        Self(Arc::new(Shared { limits, open: Mutex::default(), stalled: AtomicU64::new(0) }))
+    }
+
+    /// Holds a snapshot for a stream, until that is not read for too long.
+    pub(super) fn pin(&self, snapshot: Arc<Snapshot>) -> Pinned<Snapshot> {
+        let shared = self.0.clone();
+        let count = move || {
+            shared.stalled.fetch_add(1, Relaxed);
+        };
+        Pinned::new(snapshot, self.0.limits.stalled_max, count)
+    }
+
+    /// How many streams lost their snapshots because they were not read.
+    pub(super) fn stalled(&self) -> u64 {
+        self.0.stalled.load(Relaxed)
     }
 
     /// Counts a stream in until the guard is dropped.
     pub(super) fn open(&self) -> Result<Guard, Error> {
         let mut open = self.0.open.lock();
-        if open.positions.len() >= self.0.open_max {
+        if open.positions.len() >= self.0.limits.open_max {
             return Err(Error::TooManyStreams);
         }
         let id = open.next_id;
@@ -88,9 +114,13 @@ impl Drop for Guard {
 mod tests {
     use super::*;
 
+    fn streams(open_max: usize) -> Streams {
+        Streams::new(StreamLimits { open_max, stalled_max: Duration::from_secs(1) })
+    }
+
     #[test]
     fn no_more_streams_open_than_allowed() {
-        let streams = Streams::new(1);
+        let streams = streams(1);
         let first = streams.open().unwrap();
         assert!(matches!(streams.open(), Err(Error::TooManyStreams)));
         drop(first);
@@ -100,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_lag_is_that_of_the_slowest_stream() {
-        let streams = Streams::new(3);
+        let streams = streams(3);
         assert_eq!(streams.lag(10), 0);
         let [slow, fast, _watch] = [0; 3].map(|_| streams.open().unwrap());
         slow.reached(4);

@@ -1,7 +1,8 @@
 //! The record streams: Sync follows the changes, SyncLatest sends what is there.
 //!
 //! Both are pulled by the client: a stream holds one chunk at most, and reads the next when that has gone out. A slow
-//! client costs nobody else anything; one that falls below the floor of the change log is told so with ABORTED.
+//! client costs nobody else anything; one that falls below the floor of the change log, or keeps a snapshot for too long
+//! without reading, is told so with ABORTED.
 //! Not here: who may open a stream (`auth`), and how changes are kept (`store::tail`).
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     edge::{Edge, Readers},
+    pinned::Pinned,
     status::Error,
     streams::Guard,
 };
@@ -40,11 +42,10 @@ pub(super) type Responses<T> = BoxStream<'static, Result<T, Status>>;
 /// When the position cannot be followed, too many streams are open, or the server is stopping.
 pub(super) fn sync(edge: &Edge, request: SyncRequest) -> Result<Responses<SyncResponse>, Error> {
     let guard = open(edge)?;
-    let snapshot = edge.node.reader().snapshot();
-    check(&snapshot.progress(), request.server_version, request.record_version)?;
+    check(&edge.node.reader().snapshot().progress(), request.server_version, request.record_version)?;
     guard.reached(request.record_version);
     let follower = Follower {
-        options: Some((snapshot, request.r#type.clone())),
+        options_sent: false,
         reader: edge.node.reader().clone(),
         pulse: edge.pulse(),
         edge: edge.clone(),
@@ -69,6 +70,7 @@ pub(super) async fn sync_latest(
     let guard = open(edge)?;
     let snapshot = edge.snapshot(metadata).await?;
     let stage = Stage::Records(None);
+    let snapshot = edge.streams.pin(snapshot);
     let scan = Scan { snapshot, edge: edge.clone(), record_type: request.r#type, stage, _guard: guard };
     Ok(responses(stream::try_unfold(scan, Scan::next)))
 }
@@ -97,8 +99,8 @@ fn check(now: &Progress, server_version: u64, position: u64) -> Result<(), Error
 
 /// A Sync stream.
 struct Follower {
-    /// Where the options that come first are taken from; `None` once they are sent.
-    options: Option<(Arc<Snapshot>, String)>,
+    /// Options come first.
+    options_sent: bool,
     reader: Reader,
     pulse: watch::Receiver<Progress>,
     edge: Edge,
@@ -112,7 +114,10 @@ struct Follower {
 
 impl Follower {
     async fn next(mut self) -> Result<Option<(Vec<SyncResponse>, Self)>, Error> {
-        if let Some((snapshot, record_type)) = self.options.take() {
+        if !self.options_sent {
+            self.options_sent = true;
+            // Looked up only now: a snapshot would be held for as long as the client does not begin to read.
+            let (snapshot, record_type) = (self.reader.snapshot(), self.record_type.clone());
             let options = sync_response::Response::Options;
             return Ok(Some((options_frames(&self.edge.chunks, snapshot, record_type, options).await?, self)));
         }
@@ -158,7 +163,7 @@ impl Follower {
 
 /// A SyncLatest stream.
 struct Scan {
-    snapshot: Arc<Snapshot>,
+    snapshot: Pinned<Snapshot>,
     edge: Edge,
     record_type: String,
     stage: Stage,
@@ -178,21 +183,21 @@ impl Scan {
         if self.edge.closing.is_cancelled() {
             return Err(Error::Closing);
         }
+        let snapshot = self.snapshot.get()?;
         let frames = match self.stage {
             Stage::Records(cursor) => {
-                let (records, cursor) =
-                    scan(&self.edge.chunks, self.snapshot.clone(), self.record_type.clone(), cursor).await?;
+                let (records, cursor) = scan(&self.edge.chunks, snapshot, self.record_type.clone(), cursor).await?;
                 self.stage = if records.is_empty() { Stage::Options } else { Stage::Records(cursor) };
                 records.into_iter().map(latest_frame).collect()
             }
             Stage::Options => {
                 self.stage = Stage::Versions;
                 let options = sync_latest_response::Response::Options;
-                options_frames(&self.edge.chunks, self.snapshot.clone(), self.record_type.clone(), options).await?
+                options_frames(&self.edge.chunks, snapshot, self.record_type.clone(), options).await?
             }
             Stage::Versions => {
                 self.stage = Stage::Nothing;
-                vec![versions_frame(&self.snapshot.progress())]
+                vec![versions_frame(&snapshot.progress())]
             }
             Stage::Nothing => return Ok(None),
         };

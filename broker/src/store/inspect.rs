@@ -1,9 +1,9 @@
-//! Looks into the data of records: which types this build knows, what the field index holds, what people are shown.
+//! Looks into the data of records: which types this build knows, what the field index holds.
 //!
-//! Not here: filters (`filter`), free text (`text`), field masks (`mask`), addresses (`cidr`).
+//! Not here: filters (`filter`), free text (`text`), field masks (`mask`), addresses (`cidr`); data as JSON for people is
+//! the tools' business.
 
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, MessageDescriptor};
 
 use super::{
     fields::{self, Any},
@@ -17,17 +17,6 @@ pub enum Error {
     /// The descriptor set that was compiled into this program is broken.
     #[error("cannot load the built-in descriptors of record types: {0}")]
     Load(#[source] prost_reflect::DescriptorError),
-}
-
-/// Why JSON is no record data.
-#[derive(Debug, thiserror::Error)]
-pub enum JsonError {
-    /// The pool has no `google.protobuf.Any`.
-    #[error("the built-in descriptors lack google.protobuf.Any")]
-    NoAny,
-    /// An unknown `@type`, an unknown field, or a value that does not fit its field.
-    #[error("the JSON is no record data: {0}")]
-    Invalid(#[source] serde_json::Error),
 }
 
 /// The types whose data can be looked into. Cloning is cheap.
@@ -89,24 +78,6 @@ impl Descriptors {
             }
         }
         Some(values)
-    }
-
-    /// The data as JSON, with its type URL under `@type`; `None` if it cannot be shown (unknown type, broken data).
-    /// Builds the whole message: for tools, not for servers.
-    pub fn to_json(&self, any: &[u8]) -> Option<serde_json::Value> {
-        Any::unwrap(any)?;
-        let message = DynamicMessage::decode(self.message("google.protobuf.Any")?, any).ok()?;
-        serde_json::to_value(message).ok()
-    }
-
-    /// The encoded `google.protobuf.Any` that [`Descriptors::to_json`] shows as `json`.
-    ///
-    /// # Errors
-    /// See [`JsonError`].
-    pub fn from_json(&self, json: serde_json::Value) -> Result<Vec<u8>, JsonError> {
-        let any = self.message("google.protobuf.Any").ok_or(JsonError::NoAny)?;
-        let message = DynamicMessage::deserialize(any, json).map_err(JsonError::Invalid)?;
-        Ok(message.encode_to_vec())
     }
 }
 
@@ -252,28 +223,11 @@ mod tests {
     }
 
     #[test]
-    fn data_goes_to_json_and_back() {
-        let data = any("session.Session", json!({"userId": "u", "claims": {"k": ["v", 1, null]}}));
-        let json = descriptors().to_json(&data).unwrap();
-        assert_eq!(
-            json,
-            json!({"@type": "type.googleapis.com/session.Session", "userId": "u", "claims": {"k": ["v", 1.0, null]}})
-        );
-        assert_eq!(descriptors().from_json(json).unwrap(), data);
-        assert_eq!(descriptors().to_json(&pack("some.Other", b"")), None);
-        assert_eq!(descriptors().to_json(&pack("test.Test", b"\x0a")), None);
-        assert!(descriptors().from_json(json!({"@type": "type.googleapis.com/some.Other"})).is_err());
-    }
-
-    #[test]
     fn hostile_data_is_survived() {
         for data in samples::hostile() {
             indexed(&data, &["id", "fields.a.string_value", "list_value.values", "claims.email"]);
             let _ = fields::check(&message("google.protobuf.Value"), &data);
-            descriptors().to_json(&data);
         }
-        let wrapped = (0..2_000).fold(pack("test.Test", b""), |any, _| pack("google.protobuf.Any", &any));
-        assert_eq!(descriptors().to_json(&wrapped), None);
         let mut deep = b"\x1a\x01a".to_vec();
         for level in 0..200 {
             // A list in a value in a list …

@@ -15,20 +15,21 @@ use super::{
 
 const BINDING: &str = "type.googleapis.com/session.SessionBinding";
 
-struct Log {
-    store: Store,
+/// A store in memory, and what is applied to it.
+pub(super) struct Log {
+    pub(super) store: Store,
     index: u64,
 }
 
 impl Log {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let store = Store::open(Arc::new(Memory::new(&Keyspace::names())), &Options::default()).unwrap();
         let mut log = Self { store, index: 0 };
         log.apply(Kind::Init(internal::Init { cluster_id: "c".into(), server_version: 7 }));
         log
     }
 
-    fn apply(&mut self, kind: Kind) -> Answer {
+    pub(super) fn apply(&mut self, kind: Kind) -> Answer {
         self.index += 1;
         let command = Command { identity: None, kind: Some(kind) };
         let entry = Entry { command_version: 1, now_nanos: self.index, commands: vec![command] };

@@ -126,7 +126,7 @@ impl Store {
         let cidr = read_cidr(&*view, state.epoch)?;
         let published = Published {
             view: view.clone(),
-            state,
+            state: state.clone(),
             cluster_id: cluster.id.clone(),
             rules: rules.clone(),
             next_service_expiry_nanos: next_service_expiry(&*view)?,
@@ -162,7 +162,7 @@ impl Store {
         let cluster_before = self.cluster.clone();
         let mut batch = Batch {
             txn: Txn::new(&*view),
-            state: self.state,
+            state: self.state.clone(),
             cluster: self.cluster.clone(),
             rules: self.rules.clone(),
             memory: &mut self.memory,
@@ -222,7 +222,7 @@ impl Store {
         };
         let published = Published {
             view: self.view.clone(),
-            state: self.state,
+            state: self.state.clone(),
             cluster_id: self.cluster.id.clone(),
             rules: self.rules.clone(),
             next_service_expiry_nanos,

@@ -4,7 +4,10 @@
 //! keeps the stored bytes of fields the mask does not name, drops those of fields it names, and appends the source's
 //! bytes of these. Fields this build does not know survive in the stored data and are not taken from the source.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -289,32 +292,63 @@ fn clip(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
-/// Copies the fields that `paths` name from the input's data into the stored data. Both, and the result, are encoded
-/// `google.protobuf.Any` messages; no bytes mean no data. Without paths the stored data stays as it is.
-///
-/// # Errors
-/// See [`Error`]; nothing but the arguments decides.
-pub fn patch_any(descriptors: &Descriptors, paths: &[String], stored: &[u8], input: &[u8]) -> Result<Bytes, Error> {
-    if paths.is_empty() {
-        return Ok(Bytes::copy_from_slice(stored));
+/// The paths of one command, read once for each type of message they are applied to.
+#[derive(Debug)]
+pub struct Paths<'a> {
+    descriptors: &'a Descriptors,
+    paths: &'a [String],
+    /// By the message's name.
+    masks: BTreeMap<String, Mask>,
+}
+
+impl<'a> Paths<'a> {
+    /// Nothing is read yet.
+    pub fn new(descriptors: &'a Descriptors, paths: &'a [String]) -> Self {
+        Self { descriptors, paths, masks: BTreeMap::new() }
     }
-    let (old, new) = (data("stored", stored)?, data("input", input)?);
-    let message =
-        descriptors.message(old.message_name()).ok_or_else(|| Error::UnknownType { type_url: clip(old.type_url) })?;
-    if old.message_name() != new.message_name() {
-        return Err(Error::TypeMismatch { stored: clip(old.type_url), source_type: clip(new.type_url) });
+
+    /// No path: data stays as it is.
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
     }
-    let mask = Mask::parse(paths, &message)?;
-    for (side, any) in [("stored", &old), ("input", &new)] {
-        fields::check(&message, any.value).map_err(|source| Error::Undecodable { side, source })?;
+
+    /// Copies the fields that the paths name from the input's data into the stored data. Both, and the result, are
+    /// encoded `google.protobuf.Any` messages; no bytes mean no data. Without paths the stored data stays as it is.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing but the arguments decides.
+    pub fn patch_any(&mut self, stored: &[u8], input: &[u8]) -> Result<Bytes, Error> {
+        if self.is_empty() {
+            return Ok(Bytes::copy_from_slice(stored));
+        }
+        let (old, new) = (data("stored", stored)?, data("input", input)?);
+        let message = self
+            .descriptors
+            .message(old.message_name())
+            .ok_or_else(|| Error::UnknownType { type_url: clip(old.type_url) })?;
+        if old.message_name() != new.message_name() {
+            return Err(Error::TypeMismatch { stored: clip(old.type_url), source_type: clip(new.type_url) });
+        }
+        let mask = self.mask(&message)?;
+        for (side, any) in [("stored", &old), ("input", &new)] {
+            fields::check(&message, any.value).map_err(|source| Error::Undecodable { side, source })?;
+        }
+        let merged =
+            mask.merge(old.value, new.value).map_err(|source| Error::Undecodable { side: "stored", source })?;
+        let mut out = Vec::with_capacity(old.type_url.len() + merged.len() + 16);
+        put_delimited(Any::TYPE_URL, old.type_url.as_bytes(), &mut out);
+        if !merged.is_empty() {
+            put_delimited(Any::VALUE, &merged, &mut out);
+        }
+        Ok(out.into())
     }
-    let merged = mask.merge(old.value, new.value).map_err(|source| Error::Undecodable { side: "stored", source })?;
-    let mut out = Vec::with_capacity(old.type_url.len() + merged.len() + 16);
-    put_delimited(Any::TYPE_URL, old.type_url.as_bytes(), &mut out);
-    if !merged.is_empty() {
-        put_delimited(Any::VALUE, &merged, &mut out);
+
+    fn mask(&mut self, message: &MessageDescriptor) -> Result<&Mask, Error> {
+        match self.masks.entry(message.full_name().to_owned()) {
+            Entry::Occupied(read) => Ok(read.into_mut()),
+            Entry::Vacant(unread) => Ok(unread.insert(Mask::parse(self.paths, message)?)),
+        }
     }
-    Ok(out.into())
 }
 
 fn data<'a>(side: &'static str, any: &'a [u8]) -> Result<Any<'a>, Error> {

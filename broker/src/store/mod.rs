@@ -34,6 +34,8 @@ pub mod txn;
 pub mod wire;
 
 #[cfg(test)]
+mod capacity_tests;
+#[cfg(test)]
 mod limits_tests;
 mod machine;
 #[cfg(test)]

@@ -37,7 +37,12 @@ pub(crate) fn any(type_name: &str, mut value: serde_json::Value) -> Vec<u8> {
     } else {
         value["@type"] = url.into();
     }
-    descriptors().from_json(value).unwrap()
+    DynamicMessage::deserialize(message("google.protobuf.Any"), value).unwrap().encode_to_vec()
+}
+
+/// An encoded Any as JSON.
+pub(crate) fn to_json(any: &[u8]) -> serde_json::Value {
+    serde_json::to_value(DynamicMessage::decode(message("google.protobuf.Any"), any).unwrap()).unwrap()
 }
 
 pub(crate) fn pack(type_name: &str, value: &[u8]) -> Vec<u8> {
@@ -161,4 +166,26 @@ pub(crate) fn hostile() -> Vec<Vec<u8>> {
         TYPES.iter().flat_map(|name| all.iter().map(|bytes| pack(name, bytes)).collect::<Vec<_>>()).collect::<Vec<_>>(),
     );
     all
+}
+
+/// A filter from its JSON form.
+pub(crate) fn filter(json: &serde_json::Value) -> super::filter::Filter {
+    use prost_types::value::Kind;
+    use serde_json::Value;
+
+    fn value(json: &Value) -> prost_types::Value {
+        let kind = match json {
+            Value::Object(_) => Kind::StructValue(fields(json)),
+            Value::Array(items) => {
+                Kind::ListValue(prost_types::ListValue { values: items.iter().map(value).collect() })
+            }
+            other => Kind::StringValue(other.as_str().unwrap_or_default().to_owned()),
+        };
+        prost_types::Value { kind: Some(kind) }
+    }
+    fn fields(json: &Value) -> prost_types::Struct {
+        let members = json.as_object().into_iter().flatten();
+        prost_types::Struct { fields: members.map(|(key, json)| (key.clone(), value(json))).collect() }
+    }
+    super::filter::Filter::parse(&fields(json)).unwrap()
 }

@@ -42,6 +42,8 @@ pub struct Progress {
     pub now_nanos: u64,
     /// When the earliest registry entry expires, nanoseconds since the Unix epoch; `None` without entries.
     pub next_service_expiry_nanos: Option<u64>,
+    /// Some type holds more than its capacity: more had to go than one command evicts, and Sweep is to go on with it.
+    pub evicting: bool,
 }
 
 /// What the owner hands to readers after a batch.
@@ -68,14 +70,14 @@ struct Shared {
 
 impl Reader {
     pub(super) fn new(first: Published, descriptors: Arc<Descriptors>, cidr: CidrTable, tail_bytes_max: usize) -> Self {
-        let state = first.state;
+        let state = &first.state;
         let tail = Tail::new(tail_bytes_max, state.server_version, state.latest_record_version);
         let newest = ArcSwap::from_pointee(Snapshot { published: first, descriptors: descriptors.clone() });
         Self(Arc::new(Shared { newest, cidr: RwLock::new(cidr), tail, descriptors, evictions: AtomicU64::new(0) }))
     }
 
     pub(super) fn publish(&self, next: Published, changes: Vec<Change>, cidr: &[CidrChange], cleared: bool) {
-        let state = next.state;
+        let State { server_version, latest_record_version, .. } = next.state;
         let snapshot = Arc::new(Snapshot { published: next, descriptors: self.0.descriptors.clone() });
         // Held until the snapshot is out, so that whoever reads the table finds the pair.
         let mut table = (cleared || !cidr.is_empty()).then(|| self.0.cidr.write());
@@ -95,7 +97,7 @@ impl Reader {
         self.0.newest.store(snapshot);
         drop(table);
         // After the snapshot: what a stream shows, a read finds.
-        self.0.tail.extend(state.server_version, state.latest_record_version, cleared, changes);
+        self.0.tail.extend(server_version, latest_record_version, cleared, changes);
     }
 
     /// The newest snapshot. It holds everything whose answer was given before the call.
@@ -187,6 +189,7 @@ impl Snapshot {
             applied: state.applied.map(Position::from),
             now_nanos: state.now_nanos,
             next_service_expiry_nanos: self.published.next_service_expiry_nanos,
+            evicting: !state.evicting.is_empty(),
         }
     }
 

@@ -281,7 +281,7 @@ fn numbers(server_version: u64) -> Vec<Case> {
 /// Refused by whoever looks first: the decoder or the check behind it.
 const REFUSED: &[Code] = &[Code::InvalidArgument, Code::Internal];
 
-const TOO_LARGE: &[Code] = &[Code::OutOfRange, Code::ResourceExhausted];
+const TOO_LARGE: &[Code] = &[Code::ResourceExhausted];
 
 fn of(name: &'static str, method: &'static str, message: &impl Message, allowed: &'static [Code]) -> Case {
     Case { name, method, message: message.encode_to_vec().into(), allowed }

@@ -7,6 +7,7 @@ use databroker::{
     jwt::{METADATA_KEY, SharedKey, Signer},
     node::{self, Node},
     server::{Addresses, DiskTimes, Server},
+    store::command::Kind,
 };
 use databroker_proto::{
     EncodedRecord, Record,
@@ -14,6 +15,7 @@ use databroker_proto::{
         PutRequest, PutResponse, checkpoint_service_client::CheckpointServiceClient,
         data_broker_service_client::DataBrokerServiceClient,
     },
+    internal::{Report, ReportedService},
     registry::registry_client::RegistryClient,
 };
 use prost_types::Any;
@@ -53,6 +55,7 @@ pub(crate) type Client = DataBrokerServiceClient<Transport>;
 pub(crate) struct Options {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) limits: Limits,
+    pub(crate) node: node::Options,
 }
 
 impl Default for Options {
@@ -62,8 +65,9 @@ impl Default for Options {
             connections_max: 100,
             streams_max: 1000,
             connection_streams_max: 1000,
+            stalled_max: PATIENCE,
         };
-        Self { tls: None, limits }
+        Self { tls: None, limits, node: node::Options::new(node::Storage::Memory) }
     }
 }
 
@@ -83,7 +87,7 @@ impl Broker {
     pub(crate) async fn start_with(options: Options) -> Self {
         // Logs of a failing test: RUST_LOG=debug cargo test … -- --nocapture
         let _ = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_test_writer().try_init();
-        let node = Node::open(node::Options::new(node::Storage::Memory)).await.unwrap();
+        let node = Node::open(options.node).await.unwrap();
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let grpc = Grpc { address: anywhere, tls: options.tls, limits: options.limits };
         let http = Http { health: anywhere, metrics: None };
@@ -118,6 +122,12 @@ impl Broker {
 
     pub(crate) async fn checkpoints(&self) -> CheckpointServiceClient<Transport> {
         CheckpointServiceClient::new(self.transport().await)
+    }
+
+    /// Has a sweep done within a second or two: there is one each minute, and one whenever a service's report runs out.
+    pub(crate) async fn sweep_soon(&self) {
+        let services = vec![ReportedService { kind: 1, endpoint: "http://runs.out".into() }];
+        soon(self.node.propose(Kind::Report(Report { services, ttl_nanos: 1 }))).await.unwrap();
     }
 
     /// Tells the broker to stop, without waiting for it.
@@ -159,4 +169,8 @@ pub(crate) async fn put(client: &mut Client, records: Vec<EncodedRecord>) -> Put
 /// The record versions in a response, in order.
 pub(crate) fn versions<'a>(records: impl IntoIterator<Item = &'a EncodedRecord>) -> Vec<u64> {
     records.into_iter().map(|record| record.to_record().unwrap().version).collect()
+}
+
+pub(crate) async fn server_version(client: &mut Client) -> u64 {
+    client.server_info(()).await.unwrap().into_inner().server_version
 }

@@ -4,9 +4,11 @@
 
 mod auth;
 mod broker;
+mod limits;
 mod process;
 mod records;
 mod services;
 mod streams;
+mod terminal;
 mod tls;
 mod tools;

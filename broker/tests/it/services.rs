@@ -114,7 +114,7 @@ async fn the_metrics_tell_sizes_and_evictions() {
     broker.stop().await;
 }
 
-async fn http_get(broker: &Broker, path: &str) -> String {
+pub(crate) async fn http_get(broker: &Broker, path: &str) -> String {
     let mut socket = tokio::net::TcpStream::connect(broker.addresses.health).await.unwrap();
     socket.write_all(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();

@@ -1,12 +1,17 @@
 //! Sync and SyncLatest, as a client sees them.
 
+use std::time::Duration;
+
 use databroker_proto::databroker::{
     SyncLatestRequest, SyncLatestResponse, SyncRequest, SyncResponse, sync_latest_response, sync_response,
 };
 use futures::TryStreamExt as _;
-use tonic::{Code, Streaming};
+use tonic::{Code, Streaming, service::interceptor::InterceptedService};
 
-use crate::broker::{Broker, Client, Options, deleted, put, record, soon};
+use crate::{
+    broker::{Broker, Client, Options, Token, deleted, put, record, server_version, soon},
+    services::http_get,
+};
 
 async fn sync(client: &mut Client, server_version: u64, record_version: u64, wait: bool) -> Streaming<SyncResponse> {
     let request = SyncRequest { server_version, record_version, r#type: "t".into(), wait: Some(wait) };
@@ -34,10 +39,6 @@ async fn latest(client: &mut Client, record_type: &str) -> Vec<sync_latest_respo
     let stream = client.sync_latest(request).await.unwrap().into_inner();
     let frames: Vec<SyncLatestResponse> = soon(stream.try_collect()).await.unwrap();
     frames.into_iter().map(|frame| frame.response.unwrap()).collect()
-}
-
-async fn server_version(client: &mut Client) -> u64 {
-    client.server_info(()).await.unwrap().into_inner().server_version
 }
 
 #[tokio::test]
@@ -214,5 +215,98 @@ async fn no_more_streams_open_than_allowed_and_a_closed_one_makes_room() {
         }
     };
     soon(reopened).await;
+    broker.stop().await;
+}
+
+/// A client with an HTTP/2 window of 64 KiB: the server soon has to wait until it reads.
+async fn narrow_client(broker: &Broker) -> Client {
+    let endpoint = broker.endpoint().initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    Client::new(InterceptedService::new(endpoint.connect().await.unwrap(), Token))
+}
+
+#[tokio::test]
+async fn streams_that_are_not_read_end_aborted_below_the_floor_and_delay_nobody() {
+    const SLOW: usize = 20;
+    const PUTS: u64 = 400;
+    let mut options = Options::default();
+    options.node.change_log_bytes_max = Some(1 << 20);
+    options.node.store.tail_bytes_max = 1 << 20;
+    let broker = Broker::start_with(options).await;
+    let client = &mut broker.client().await;
+    let server_version = server_version(client).await;
+    let mut unread = Vec::new();
+    for _ in 0..SLOW {
+        unread.push(sync(&mut narrow_client(&broker).await, server_version, 0, true).await);
+    }
+    let mut fast = sync(client, server_version, 0, true).await;
+
+    // 16 MiB: far more than the change log may hold, and what is under way to a client. Each write is answered and seen
+    // before the next begins.
+    let data = "x".repeat(40 << 10);
+    for expected in 1..=PUTS {
+        soon(put(client, vec![record("t", "a", &data)])).await;
+        assert_eq!(next_version(&mut fast).await, expected);
+    }
+    broker.sweep_soon().await;
+    let floor = soon(async {
+        loop {
+            let info = client.server_info(()).await.unwrap().into_inner();
+            if info.earliest_record_version > PUTS / 2 {
+                return info.earliest_record_version;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    for mut stream in unread {
+        let mut read = 0;
+        let status = loop {
+            match soon(stream.message()).await {
+                Ok(frame) => {
+                    let Some(sync_response::Response::Record(record)) = frame.unwrap().response else { continue };
+                    read += 1;
+                    assert_eq!(record.to_record().unwrap().version, read, "a change is missing");
+                }
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((status.code(), status.message()), (Code::Aborted, "invalid record version"));
+        assert!(read + 1 < floor, "it has read up to {read}, and the floor is at {floor}");
+    }
+    // The others' streams go on.
+    put(client, vec![record("t", "a", "last")]).await;
+    assert_eq!(next_version(&mut fast).await, PUTS + 1);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_everything_that_is_not_read_gives_back_its_snapshot_and_is_counted() {
+    let mut options = Options::default();
+    options.limits.stalled_max = Duration::from_millis(200);
+    let broker = Broker::start_with(options).await;
+    let client = &mut broker.client().await;
+    // More than client and server buffer for a stream.
+    let data = "x".repeat(100_000);
+    for n in 0..20 {
+        put(client, (0..10).map(|m| record("t", &format!("{n} {m}"), &data)).collect()).await;
+    }
+    let mut stream = client.sync_latest(SyncLatestRequest::default()).await.unwrap().into_inner();
+    let counted = async {
+        while !http_get(&broker, "metrics").await.contains("databroker_streams_stalled_total 1\n") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(counted).await;
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                other => return other,
+            }
+        }
+    };
+    let status = soon(ended).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Aborted, "the stream was not read for too long"));
     broker.stop().await;
 }

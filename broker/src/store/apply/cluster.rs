@@ -50,6 +50,7 @@ impl Batch<'_> {
         self.state.change_log_bytes = 0;
         self.state.checkpoint_server_version = 0;
         self.state.checkpoint_record_version = 0;
+        self.state.evicting.clear();
         self.state.epoch = self.state.epoch.saturating_add(1);
         self.rules = super::Rules::default();
         self.changes.clear();

@@ -1,7 +1,7 @@
 //! What commands do to the store: one batch of log entries on its way into the engine.
 //!
 //! ```text
-//!   entry ─▶ dispatch ─▶ records · patch · options · lease · registry · sweep · cluster
+//!   entry ─▶ dispatch ─▶ records · patch · capacity · options · lease · registry · sweep · cluster
 //!               │             └─▶ Txn (reads its own writes)   State   changes for the tail
 //!               └─▶ answers (a request seen before is answered, not applied)
 //! ```
@@ -24,6 +24,7 @@ use super::{
 };
 
 mod answers;
+mod capacity;
 mod cluster;
 mod lease;
 mod options;
@@ -180,7 +181,12 @@ impl Batch<'_> {
     }
 
     fn mark(&mut self) -> Mark {
-        Mark { txn: self.txn.savepoint(), state: self.state, changes: self.changes.len(), cidr: self.cidr.len() }
+        Mark {
+            txn: self.txn.savepoint(),
+            state: self.state.clone(),
+            changes: self.changes.len(),
+            cidr: self.cidr.len(),
+        }
     }
 
     fn undo(&mut self, mark: Mark) {

@@ -9,7 +9,7 @@ use super::{
     super::{
         Error,
         command::{Answer, Reason},
-        mask,
+        mask::{self, Paths},
         wire::{self, Parts},
     },
     Batch,
@@ -29,8 +29,9 @@ impl Batch<'_> {
         let mut versions = Versions::default();
         let mut records = Vec::with_capacity(parsed.len());
         let mut touched = BTreeSet::new();
+        let mut paths = Paths::new(self.descriptors, &patch.paths);
         for input in &parsed {
-            match self.patch_one(input, &patch.paths)? {
+            match self.patch_one(input, &mut paths)? {
                 Ok(None) => versions.push(0),
                 Ok(Some(record)) => {
                     versions.push(self.state.latest_record_version);
@@ -50,7 +51,7 @@ impl Batch<'_> {
     fn patch_one(
         &mut self,
         input: &Parts,
-        paths: &[String],
+        paths: &mut Paths<'_>,
     ) -> Result<Result<Option<EncodedRecord>, mask::Error>, Error> {
         if input.deleted {
             return Ok(Ok(self.delete(&input.record_type, &input.id)?));
@@ -62,7 +63,7 @@ impl Batch<'_> {
         if !paths.is_empty() {
             let empty = Bytes::new();
             let (stored, source) = (parts.data.as_ref().unwrap_or(&empty), input.data.as_ref().unwrap_or(&empty));
-            match mask::patch_any(self.descriptors, paths, stored, source) {
+            match paths.patch_any(stored, source) {
                 Ok(merged) => parts.data = Some(merged),
                 Err(error) => return Ok(Err(error)),
             }

@@ -95,14 +95,18 @@ impl Batch<'_> {
 
     /// Removes a record, if it exists, leaving a tombstone with the stored data.
     pub(super) fn delete(&mut self, record_type: &[u8], id: &[u8]) -> Result<Option<EncodedRecord>, Error> {
-        let Some(parts) = self.live(record_type, id)? else {
-            return Ok(None);
-        };
-        let tombstone = self.append(&parts, true);
-        self.txn.remove(Keyspace::Records.space(), keys::record(self.state.epoch, record_type, id));
-        self.count(&parts.record_type, -1)?;
-        self.reindex(&parts.record_type, &parts.id, Some(&parts), None);
-        Ok(Some(tombstone))
+        let live = self.live(record_type, id)?;
+        live.map(|parts| self.retire(&parts)).transpose()
+    }
+
+    /// Removes a live record, leaving a tombstone with its data.
+    pub(super) fn retire(&mut self, live: &Parts) -> Result<EncodedRecord, Error> {
+        let tombstone = self.append(live, true);
+        let key = keys::record(self.state.epoch, &live.record_type, &live.id);
+        self.txn.remove(Keyspace::Records.space(), key);
+        self.count(&live.record_type, -1)?;
+        self.reindex(&live.record_type, &live.id, Some(live), None);
+        Ok(tombstone)
     }
 
     /// Adds to the change log.
@@ -143,7 +147,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn live_count(&self, record_type: &[u8]) -> Result<u64, Error> {
+    pub(super) fn live_count(&self, record_type: &[u8]) -> Result<u64, Error> {
         let key = keys::named(self.state.epoch, record_type);
         match self.txn.get(Keyspace::Types.space(), &key)? {
             None => Ok(0),
@@ -210,28 +214,5 @@ impl Batch<'_> {
             self.txn.put(Keyspace::CidrIndex.space(), key, net.to_string());
             self.cidr.push(change(net, true));
         }
-    }
-
-    /// Evicts the oldest records of types that hold more than their capacity: newest of them first, as clients have
-    /// always seen it.
-    pub(super) fn enforce_capacities(&mut self, touched: BTreeSet<&Bytes>) -> Result<(), Error> {
-        for record_type in touched {
-            let Some(capacity) = self.rules.get(record_type).and_then(|rules| rules.options.capacity) else {
-                continue;
-            };
-            let excess = self.live_count(record_type)?.saturating_sub(capacity);
-            let bounds = keys::of_type(self.state.epoch, record_type);
-            let oldest: Result<Vec<Bytes>, _> = self
-                .txn
-                .range(Keyspace::AgeIndex.space(), bounds)
-                .take(usize::try_from(excess).unwrap_or(usize::MAX))
-                .map(|item| item.map(|(_, id)| id))
-                .collect();
-            for id in oldest?.iter().rev() {
-                self.delete(record_type, id)?;
-                self.evicted += 1;
-            }
-        }
-        Ok(())
     }
 }

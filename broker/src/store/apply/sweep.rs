@@ -18,18 +18,21 @@ use super::{
         wire,
     },
     Batch,
+    capacity::Budget,
 };
 
 impl Batch<'_> {
-    /// Sweeps garbage of earlier epochs, the change log, records past their ttl, and expired services; of each kind at
-    /// most so many, so that none starves another.
+    /// Sweeps garbage of earlier epochs, the change log, records past their ttl, those that writes have left beyond a
+    /// capacity, and expired services; of each kind at most so many, so that none starves another.
     pub(super) fn sweep(&mut self, sweep: &Sweep) -> Result<Answer, Error> {
         let at_most = usize::try_from(sweep.deletions_max).unwrap_or(usize::MAX).max(1);
         let garbage = self.sweep_epochs(at_most)?;
         let change_log_entries = self.sweep_change_log(sweep, at_most)?;
         let records = self.sweep_expired_records(at_most)?;
+        self.sweep_excess(Budget::of_sweep(at_most))?;
         let services = self.sweep_services(at_most)?;
-        let more = [garbage, change_log_entries, records, services].contains(&at_most);
+        let more =
+            [garbage, change_log_entries, records, services].contains(&at_most) || !self.state.evicting.is_empty();
         let (change_log_entries, records, services) = (change_log_entries as u64, records as u64, services as u64);
         Ok(Answer::of(outcome::Kind::Swept(Swept { more, change_log_entries, records, services })))
     }

@@ -1,14 +1,13 @@
 //! Answers queries: by index where one helps, else by a scan.
 //!
-//! A filter becomes a plan, in which whatever an index answers (ids, addresses, indexed fields) is a set of keys, found
-//! before any record is read. If the sets bound the matches, only those records are read; else all of the type.
+//! A filter becomes a plan (`plan`), in which whatever an index answers (ids, addresses, indexed fields) is a set of keys,
+//! found before any record is read. If the sets bound the matches, only those records are read; else all of the type.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+mod plan;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use bytes::Bytes;
@@ -17,12 +16,15 @@ use databroker_proto::EncodedRecord;
 use super::{
     Error,
     cidr::CidrTable,
-    filter::{Field, Filter, Operator, Subject},
-    keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, records as keys},
+    filter::{Field, Filter, Subject},
+    keyspace::{Keyspace, records as keys},
     machine::text as as_text,
     snapshot::Snapshot,
     text, wire,
 };
+use plan::{Candidate, Plan};
+
+pub use plan::Cost;
 
 /// Stops a query from outside: whoever asked has gone, and a scan may go on for seconds. Clones stop the same query.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +42,7 @@ impl Stop {
 }
 
 /// A query as the edge understood it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Query {
     /// `""`: all types.
     pub record_type: String,
@@ -103,114 +105,22 @@ pub(super) fn cidr_values(filter: &Filter) -> Vec<String> {
     }
 }
 
-enum Plan<'a> {
-    And(Vec<Plan<'a>>),
-    Or(Vec<Plan<'a>>),
-    Not(Box<Plan<'a>>),
-    /// Exactly these records match.
-    Set(Keys),
-    /// Only the record can tell.
-    Test(&'a Filter),
-}
-
-impl Plan<'_> {
-    /// Keys that all matches are among, if the sets say so.
-    fn candidates(&self) -> Option<Keys> {
-        match self {
-            Self::Set(keys) => Some(keys.clone()),
-            Self::And(children) => children.iter().filter_map(Self::candidates).reduce(|a, b| {
-                let (fewer, more) = if a.len() < b.len() { (a, b) } else { (b, a) };
-                fewer.into_iter().filter(|key| more.binary_search(key).is_ok()).collect()
-            }),
-            Self::Or(children) => {
-                let mut all: Keys = children.iter().map(Self::candidates).collect::<Option<Vec<Keys>>>()?.concat();
-                all.sort_unstable();
-                all.dedup();
-                Some(all)
-            }
-            Self::Not(_) | Self::Test(_) => None,
-        }
-    }
-
-    fn matches(&self, key: &Key, subject: &Subject<'_>) -> bool {
-        match self {
-            Self::And(children) => children.iter().all(|child| child.matches(key, subject)),
-            Self::Or(children) => children.iter().any(|child| child.matches(key, subject)),
-            Self::Not(child) => !child.matches(key, subject),
-            Self::Set(keys) => keys.binary_search(key).is_ok(),
-            Self::Test(filter) => filter.matches(subject),
-        }
-    }
-}
-
-fn plan<'a>(snapshot: &Snapshot, record_type: &str, filter: &'a Filter, hits: &CidrHits) -> Result<Plan<'a>, Error> {
-    // A condition that stands there again decides nothing more, and its keys would be held once more.
-    let each = |children: &'a [Filter]| {
-        let mut seen = HashSet::new();
-        let distinct = children.iter().filter(|child| seen.insert(*child));
-        distinct.map(|child| plan(snapshot, record_type, child, hits)).collect::<Result<Vec<_>, _>>()
-    };
-    Ok(match filter {
-        // Nothing asked is nothing found.
-        Filter::And(children) | Filter::Or(children) if children.is_empty() => Plan::Set(Keys::new()),
-        Filter::And(children) => Plan::And(each(children)?),
-        Filter::Or(children) => Plan::Or(each(children)?),
-        Filter::Not(child) => Plan::Not(Box::new(plan(snapshot, record_type, child, hits)?)),
-        Filter::Compare(comparison) => {
-            let value = comparison.value.as_text();
-            match (&comparison.field, comparison.operator, value) {
-                (Field::Cidr, Operator::Equals, Some(value)) => Plan::Set(hits.of(value)),
-                (Field::Cidr, ..) => Plan::Set(Keys::new()),
-                (Field::Id, Operator::Equals, Some(value)) => Plan::Set(with_id(snapshot, record_type, value)?),
-                (Field::Path(path), Operator::Equals, Some(value)) => {
-                    let path = path.join(".");
-                    match value.len() <= INDEXED_VALUE_BYTES_MAX && indexed(snapshot, record_type, &path) {
-                        true => Plan::Set(by_field(snapshot, record_type, &path, value)?),
-                        false => Plan::Test(filter),
-                    }
-                }
-                _ => Plan::Test(filter),
-            }
-        }
-    })
-}
-
-fn with_id(snapshot: &Snapshot, record_type: &str, id: &str) -> Result<Keys, Error> {
-    let types = if record_type.is_empty() { snapshot.types()? } else { vec![record_type.to_owned()] };
-    let id = Bytes::copy_from_slice(id.as_bytes());
-    Ok(types.into_iter().map(|record_type| (Bytes::from(record_type), id.clone())).collect())
-}
-
-fn indexed(snapshot: &Snapshot, record_type: &str, path: &str) -> bool {
-    snapshot.rules().get(record_type.as_bytes()).is_some_and(|rules| rules.fields.iter().any(|field| field == path))
-}
-
-fn by_field(snapshot: &Snapshot, record_type: &str, path: &str, value: &str) -> Result<Keys, Error> {
-    let type_bytes = Bytes::copy_from_slice(record_type.as_bytes());
-    let bounds = keys::field_value(snapshot.epoch(), record_type.as_bytes(), path, value.as_bytes());
-    snapshot
-        .view()
-        .range(Keyspace::FieldIndex.space(), bounds)
-        .map(|item| {
-            let id = keys::read_field_id(&item?.0)
-                .map_err(|error| Error::Damaged { what: format!("a field-index key: {error}") })?;
-            Ok((type_bytes.clone(), id))
-        })
-        .collect()
-}
-
 /// Answers a query from one snapshot.
 pub(super) fn answer(snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
+    answer_within(plan::KEYS_MAX, snapshot, query, hits)
+}
+
+/// Answers with so many keys in memory at most; the answer does not depend on it.
+fn answer_within(keys_max: usize, snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
     let Some(filter) = &query.filter else {
         return if query.text.is_empty() { page_of_all(snapshot, query) } else { scan(snapshot, query, None) };
     };
-    let plan = plan(snapshot, &query.record_type, filter, hits)?;
-    if let Plan::Set(keys) = &plan
-        && is_exact(filter)
-        && query.text.is_empty()
+    if query.text.is_empty()
+        && let Some(keys) = plan::exact_keys(snapshot, &query.record_type, filter, hits)
     {
         return page_of(snapshot, query, keys);
     }
+    let plan = Plan::of(snapshot, &query.record_type, filter, hits, keys_max)?;
     let Some(candidates) = plan.candidates() else {
         return scan(snapshot, query, Some(&plan));
     };
@@ -220,30 +130,29 @@ pub(super) fn answer(snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Res
         if let Some(stored) = stored
             && matches(snapshot, query, Some(&plan), &key, &stored)?
         {
-            page.add(stored);
+            page.add(|| Ok(stored))?;
         }
     }
     Ok(page.found)
 }
 
-/// Whether the keys of this filter's set are all of live records. An index has no others; an id may be anybody's.
-fn is_exact(filter: &Filter) -> bool {
-    matches!(filter, Filter::Compare(comparison) if comparison.field != Field::Id)
-}
-
 /// Exactly these records: counted without looking, read only as far as the page goes.
-fn page_of(snapshot: &Snapshot, query: &Query, keys: &[Key]) -> Result<Answer, Error> {
-    let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
-    let take = usize::try_from(query.limit).unwrap_or(usize::MAX);
-    let mut records = Vec::new();
-    for (record_type, id) in keys.iter().skip(skip).take(take) {
+fn page_of(
+    snapshot: &Snapshot,
+    query: &Query,
+    keys: impl Iterator<Item = Result<Key, Error>>,
+) -> Result<Answer, Error> {
+    let mut page = Page::of(query);
+    for key in keys {
         query.stop.check()?;
-        let key = keys::record(snapshot.epoch(), record_type, id);
-        let stored = snapshot.view().get(Keyspace::Records.space(), &key)?;
-        let stored = stored.ok_or_else(|| Error::Damaged { what: "an index entry has no record".to_owned() })?;
-        records.push(EncodedRecord::from_bytes(stored));
+        let (record_type, id) = key?;
+        page.add(|| {
+            let key = keys::record(snapshot.epoch(), &record_type, &id);
+            let stored = snapshot.view().get(Keyspace::Records.space(), &key)?;
+            stored.ok_or_else(|| Error::Damaged { what: "an index entry has no record".to_owned() })
+        })?;
     }
-    Ok(Answer { records, total_count: keys.len() as u64 })
+    Ok(page.found)
 }
 
 fn scan(snapshot: &Snapshot, query: &Query, plan: Option<&Plan<'_>>) -> Result<Answer, Error> {
@@ -253,7 +162,7 @@ fn scan(snapshot: &Snapshot, query: &Query, plan: Option<&Plan<'_>>) -> Result<A
         let key =
             keys::read_record(&key).map_err(|error| Error::Damaged { what: format!("a record's key: {error}") })?;
         if matches(snapshot, query, plan, &key, &stored)? {
-            page.add(stored);
+            page.add(|| Ok(stored))?;
         }
     }
     Ok(page.found)
@@ -275,7 +184,8 @@ fn matches(
     let data: &[u8] = parts.data.as_deref().unwrap_or_default();
     let (record_type, id) = (as_text(&key.0), as_text(&key.1));
     let subject = Subject::new(&record_type, &id, data, snapshot.descriptors());
-    Ok(plan.is_none_or(|plan| plan.matches(key, &subject))
+    let candidate = Candidate::new(key, &subject, data, snapshot.descriptors());
+    Ok(plan.is_none_or(|plan| plan.matches(&candidate))
         && (query.text.is_empty() || text::matches(snapshot.descriptors(), data, &query.text)))
 }
 
@@ -308,11 +218,108 @@ impl Page {
         Self { offset: query.offset, limit: query.limit, found: Answer::default() }
     }
 
-    fn add(&mut self, stored: Bytes) {
+    /// Counts a match, and reads it if it is wanted.
+    fn add(&mut self, stored: impl FnOnce() -> Result<Bytes, Error>) -> Result<(), Error> {
         let nth = self.found.total_count;
         self.found.total_count += 1;
         if nth >= self.offset && nth - self.offset < self.limit {
-            self.found.records.push(EncodedRecord::from_bytes(stored));
+            self.found.records.push(EncodedRecord::from_bytes(stored()?));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use databroker_proto::{Record, internal};
+    use serde_json::json;
+
+    use super::{
+        super::{command::Kind, limits_tests::Log, samples::filter},
+        *,
+    };
+
+    /// Whether the record of this number is to be found.
+    type Matches = fn(usize) -> bool;
+
+    const BINDING: &str = "type.googleapis.com/session.SessionBinding";
+
+    fn is_b(n: usize) -> bool {
+        n.is_multiple_of(3)
+    }
+
+    fn is_y(n: usize) -> bool {
+        n.is_multiple_of(4)
+    }
+
+    /// Twelve records: every third of user `b`, every fourth of session `y`, the others of `a` and `x`.
+    fn filled() -> Log {
+        let record = |n: usize| {
+            let mut value = Vec::new();
+            prost::encoding::string::encode(2, &if is_y(n) { "y" } else { "x" }.to_owned(), &mut value);
+            prost::encoding::string::encode(3, &if is_b(n) { "b" } else { "a" }.to_owned(), &mut value);
+            let data = Some(prost_types::Any { type_url: BINDING.into(), value });
+            Record { r#type: BINDING.into(), id: format!("{n:02}"), data, ..Record::default() }
+        };
+        let mut log = Log::new();
+        let records = (0..12).map(|n| EncodedRecord::from(record(n)).into_bytes()).collect();
+        log.apply(Kind::Put(internal::Put { records }));
+        log
+    }
+
+    #[test]
+    fn an_answer_does_not_depend_on_how_many_keys_are_held() {
+        let log = filled();
+        let snapshot = log.store.reader().snapshot();
+        let (a, b) = (json!({"user_id": "a"}), json!({"user_id": "b"}));
+        let (x, y) = (json!({"session_id": "x"}), json!({"session_id": "y"}));
+        let cases: [(_, Matches); 8] = [
+            (a.clone(), |n| !is_b(n)),
+            (json!({"user_id": "none"}), |_| false),
+            (json!({"$or": [a, b]}), |_| true),
+            (json!({"$or": [b, y]}), |n| is_b(n) || is_y(n)),
+            (json!({"$and": [a, x]}), |n| !is_b(n) && !is_y(n)),
+            (json!({"$not": b}), |n| !is_b(n)),
+            (json!({"$and": [{"$or": [b, y]}, {"$not": x}]}), is_y),
+            (json!({"$and": [a, {"id": "02"}]}), |n| n == 2),
+        ];
+        for (json, expected) in &cases {
+            for (offset, limit) in [(0, u64::MAX), (0, 1), (2, 3), (50, 1), (0, 0)] {
+                let query = Query {
+                    record_type: BINDING.into(),
+                    filter: Some(filter(json)),
+                    offset,
+                    limit,
+                    ..Query::default()
+                };
+                let matching: Vec<String> = (0..12).filter(|n| expected(*n)).map(|n| format!("{n:02}")).collect();
+                let page: Vec<&String> = matching.iter().skip(offset as usize).take(limit as usize).collect();
+                for keys_max in [0, 1, 4, 8, 100] {
+                    let found = answer_within(keys_max, &snapshot, &query, &CidrHits::default()).unwrap();
+                    assert_eq!(found.total_count, matching.len() as u64, "{json} {keys_max}");
+                    let ids: Vec<String> = found.records.iter().map(|r| r.to_record().unwrap().id).collect();
+                    assert_eq!(ids.iter().collect::<Vec<_>>(), page, "{json} {keys_max} {offset} {limit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_holds_no_more_keys_of_indexes_than_allowed() {
+        fn held(plan: &Plan<'_>) -> usize {
+            match plan {
+                Plan::And(children) | Plan::Or(children) => children.iter().map(held).sum(),
+                Plan::Not(child) => held(child),
+                Plan::Set(keys) => keys.len(),
+                Plan::Value(_) | Plan::Test(_) => 0,
+            }
+        }
+        let log = filled();
+        let snapshot = log.store.reader().snapshot();
+        let filter = filter(&json!({"$or": [{"user_id": "a"}, {"user_id": "b"}, {"session_id": "y"}]}));
+        for (keys_max, expected) in [(0, 0), (3, 3), (8, 8), (12, 12), (14, 12), (15, 15)] {
+            let plan = Plan::of(&snapshot, BINDING, &filter, &CidrHits::default(), keys_max).unwrap();
+            assert_eq!(held(&plan), expected, "{keys_max}");
         }
     }
 }

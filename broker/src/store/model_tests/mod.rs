@@ -1,0 +1,163 @@
+//! The store against a plain model: random commands must give equal answers, equal contents, and byte-equal dumps on
+//! both engines, however the commands are cut into batches.
+
+mod checks;
+mod model;
+mod ops;
+
+use std::sync::Arc;
+
+use databroker_proto::{
+    Record,
+    internal::{self, Command, Entry, Identity, Init, command::Kind, outcome},
+};
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::{
+    Options, Position, Step, Store,
+    command::Answer,
+    dump,
+    engine::{Engine, fjall::Fjall, memory::Memory},
+    keyspace::Keyspace,
+};
+use checks::check_contents;
+use model::Model;
+use ops::{Op, agreeable, kind_of, op};
+
+const TEST_URL: &str = "type.googleapis.com/test.Test";
+const TYPES: [&str; 3] = [TEST_URL, "nul\0in\0type", "nul"];
+const IDS: [&str; 4] = ["", "a", "a\0b", "b"];
+const SECOND: u64 = 1_000_000_000;
+
+struct Driver {
+    store: Store,
+    index: u64,
+    batch: Vec<(Position, Step)>,
+}
+
+impl Driver {
+    fn open(engine: Arc<dyn Engine>) -> Self {
+        let store = Store::open(engine, &Options { tail_bytes_max: 2000 }).unwrap();
+        Self { store, index: 0, batch: Vec::new() }
+    }
+
+    fn enqueue(&mut self, entry: &Entry) {
+        self.index += 1;
+        let position = Position { term: 1, node: 5, index: self.index };
+        self.batch.push((position, Step::Commands(entry.encode_to_vec().into())));
+    }
+
+    fn flush(&mut self) -> Vec<Answer> {
+        self.store.apply(std::mem::take(&mut self.batch)).unwrap().into_iter().flatten().collect()
+    }
+
+    fn one(&mut self, entry: &Entry) -> Answer {
+        self.enqueue(entry);
+        self.flush().pop().unwrap()
+    }
+}
+
+fn entry(now: u64, request: Option<u64>, kind: Kind) -> Entry {
+    let identity = request.map(|request| Identity { origin: 5, request, settled: request.saturating_sub(1).max(1) });
+    Entry { command_version: 1, now_nanos: now, commands: vec![Command { identity, kind: Some(kind) }] }
+}
+
+fn decoded(answer: &Answer) -> Vec<Record> {
+    answer.records.iter().map(|record| record.to_record().unwrap()).collect()
+}
+
+fn run(ops: Vec<Op>, cuts: &[bool]) {
+    let folder = tempfile::tempdir().unwrap();
+    let names = Keyspace::names();
+    let on_disk = Arc::new(Fjall::open(folder.path(), &names, Default::default()).unwrap());
+    let in_memory = Arc::new(Memory::new(&names));
+    let (mut one_by_one, mut batched) = (Driver::open(in_memory.clone()), Driver::open(on_disk.clone()));
+    let mut now = 1_700_000_000 * SECOND;
+    let init = entry(now, None, Kind::Init(Init { cluster_id: "c".into(), server_version: 3 }));
+    one_by_one.one(&init);
+    batched.enqueue(&init);
+    let mut model = Model { server_version: 3, now, ..Model::default() };
+    let mut request = 1;
+    let mut last: Option<(Kind, Answer)> = None;
+    let mut expected_answers = vec![Answer::of(outcome::Kind::Done(internal::Done {}))];
+    for (nth, op) in ops.into_iter().map(agreeable).enumerate() {
+        if let Op::Tick(seconds) = op {
+            now += seconds * SECOND;
+            continue;
+        }
+        model.now = now;
+        if let Op::Again = op {
+            let Some((kind, answer)) = &last else { continue };
+            let again = entry(now, Some(request), kind.clone());
+            let second = one_by_one.one(&again);
+            assert_eq!(second.outcome, answer.outcome, "a command seen again gives the same answer");
+            batched.enqueue(&again);
+            expected_answers.push(second);
+            continue;
+        }
+        request += 1;
+        let kind = kind_of(&op, now).unwrap();
+        let command = entry(now, Some(request), kind.clone());
+        let answer = one_by_one.one(&command);
+        let (records, acquired) = model.apply(&op);
+        match (&op, &answer.outcome.kind) {
+            (Op::Lease { .. }, Some(outcome::Kind::Leased(leased))) => assert_eq!(Some(leased.acquired), acquired),
+            (Op::Put(_) | Op::Patch { .. }, Some(outcome::Kind::Written(_))) => assert_eq!(decoded(&answer), records),
+            (Op::Put(_) | Op::Patch { .. } | Op::Lease { .. }, other) => panic!("{op:?} answered {other:?}"),
+            (Op::BadPatch(_), Some(outcome::Kind::Written(_))) => {
+                // Nothing was there to be patched, or only deletes: replay those on the model.
+                let Op::BadPatch(items) = &op else { unreachable!() };
+                let (records, _) = model.apply(&Op::Patch { items: items.clone(), mask: false });
+                assert_eq!(decoded(&answer), records);
+            }
+            (Op::Sweep { age, bytes_max, deletions_max }, Some(outcome::Kind::Swept(first))) => {
+                let at_most = *deletions_max as usize;
+                model.sweep(*age, *bytes_max, at_most);
+                let mut more = first.more;
+                batched.enqueue(&command);
+                expected_answers.push(answer.clone());
+                let mut rounds = 0;
+                while more {
+                    let next = entry(now, None, kind.clone());
+                    let answer = one_by_one.one(&next);
+                    let Some(outcome::Kind::Swept(swept)) = &answer.outcome.kind else { panic!("{answer:?}") };
+                    more = swept.more;
+                    model.sweep(*age, *bytes_max, at_most);
+                    batched.enqueue(&next);
+                    expected_answers.push(answer);
+                    rounds += 1;
+                    assert!(rounds < 2000, "sweeping comes to an end");
+                }
+            }
+            _ => {}
+        }
+        if !matches!(op, Op::Sweep { .. }) {
+            batched.enqueue(&command);
+            expected_answers.push(answer.clone());
+        }
+        last = Some((kind, answer));
+        check_contents(&one_by_one.store, &model);
+        if cuts.get(nth).copied().unwrap_or(false) {
+            assert_eq!(batched.flush(), std::mem::take(&mut expected_answers));
+        }
+    }
+    assert_eq!(batched.flush(), expected_answers);
+    let dump_of = |engine: &dyn Engine| dump::dump(&*engine.view().unwrap()).unwrap();
+    assert_eq!(dump_of(&*in_memory), dump_of(&*on_disk), "batches do not show in what is stored");
+    // What was stored is read back after a restart.
+    let reopened = Driver::open(on_disk);
+    assert_eq!(reopened.store.applied(), one_by_one.store.applied());
+    check_contents(&reopened.store, &model);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #[test]
+    fn random_commands_do_what_the_model_does(
+        ops in prop::collection::vec(op(), 1..40),
+        cuts in prop::collection::vec(any::<bool>(), 40),
+    ) {
+        run(ops, &cuts);
+    }
+}

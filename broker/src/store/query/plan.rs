@@ -1,0 +1,312 @@
+//! What a filter takes to answer: which of its conditions an index answers, and what must be looked up in each record.
+//!
+//! Not here: reading the records, and what of them is returned.
+
+use std::{cell::OnceCell, collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    super::{
+        Error,
+        apply::TypeRules,
+        filter::{Comparison, Field, Filter, Operator, Subject},
+        inspect::Descriptors,
+        keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, records as keys},
+        snapshot::Snapshot,
+    },
+    CidrHits, Key, Keys, Query,
+};
+
+/// How many keys from field indexes a plan holds: some tens of megabytes, a few times while they are put together. A
+/// value with more of them is looked up in each record instead, and no longer bounds which are read: so many would be
+/// read one by one that reading the type in order takes about as long.
+pub(super) const KEYS_MAX: usize = 100_000;
+
+/// What answering a query takes, as far as its form tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cost {
+    /// A few records by id or address: over sooner than another thread could take it on.
+    Point,
+    /// As many records as an index has under a value, or a page.
+    Lookup,
+    /// Every record of the type.
+    Scan,
+}
+
+/// How many ids and addresses make a [`Cost::Point`] at most.
+const POINTS_MAX: usize = 16;
+
+impl Query {
+    /// What answering takes. Reads nothing.
+    pub fn cost(&self, snapshot: &Snapshot) -> Cost {
+        match &self.filter {
+            _ if !self.text.is_empty() => Cost::Scan,
+            None => Cost::Lookup,
+            Some(filter) => match cost(snapshot, &self.record_type, filter) {
+                (Cost::Point, points) if points > POINTS_MAX => Cost::Lookup,
+                (cost, _) => cost,
+            },
+        }
+    }
+}
+
+/// The cost, and the number of values that are looked up.
+fn cost(snapshot: &Snapshot, record_type: &str, filter: &Filter) -> (Cost, usize) {
+    let each = |filters: &[Filter]| filters.iter().map(|filter| cost(snapshot, record_type, filter)).collect();
+    let points = |costs: &[(Cost, usize)]| costs.iter().map(|(_, points)| points).sum();
+    let costs: Vec<(Cost, usize)>;
+    match filter {
+        // The cheapest condition bounds what has to be read.
+        Filter::And(all) => {
+            costs = each(all);
+            (costs.iter().map(|(cost, _)| *cost).min().unwrap_or(Cost::Point), points(&costs))
+        }
+        Filter::Or(any) => {
+            costs = each(any);
+            (costs.iter().map(|(cost, _)| *cost).max().unwrap_or(Cost::Point), points(&costs))
+        }
+        Filter::Not(_) => (Cost::Scan, 1),
+        Filter::Compare(comparison) => match Access::to(snapshot, record_type, comparison) {
+            Access::Nothing | Access::Id(_) | Access::Address(_) => (Cost::Point, 1),
+            Access::Index(_) => (Cost::Lookup, 1),
+            Access::Record => (Cost::Scan, 1),
+        },
+    }
+}
+
+/// How a comparison is answered: its form and the type's options tell.
+enum Access<'a> {
+    /// It matches nothing.
+    Nothing,
+    Id(&'a str),
+    Address(&'a str),
+    Index(Indexed<'a>),
+    Record,
+}
+
+impl<'a> Access<'a> {
+    fn to(snapshot: &Snapshot, record_type: &'a str, comparison: &'a Comparison) -> Self {
+        match (&comparison.field, comparison.operator, comparison.value.as_text()) {
+            (Field::Cidr, Operator::Equals, Some(value)) => Self::Address(value),
+            (Field::Cidr, ..) => Self::Nothing,
+            (Field::Id, Operator::Equals, Some(value)) => Self::Id(value),
+            (Field::Path(path), Operator::Equals, Some(value)) => {
+                Indexed::find(snapshot, record_type, path, value).map_or(Self::Record, Self::Index)
+            }
+            _ => Self::Record,
+        }
+    }
+}
+
+/// A value of an indexed field.
+pub(super) struct Indexed<'a> {
+    record_type: &'a str,
+    rules: Arc<TypeRules>,
+    /// Which of the type's indexed fields.
+    nth: usize,
+    value: &'a str,
+}
+
+impl<'a> Indexed<'a> {
+    fn find(snapshot: &Snapshot, record_type: &'a str, path: &[String], value: &'a str) -> Option<Self> {
+        let (rules, path) = (snapshot.rules().get(record_type.as_bytes())?, path.join("."));
+        let nth = rules.fields.iter().position(|field| *field == path)?;
+        let found = Self { record_type, rules: rules.clone(), nth, value };
+        (value.len() <= INDEXED_VALUE_BYTES_MAX).then_some(found)
+    }
+
+    /// What the index has under the value, in order.
+    fn keys<'s>(&self, snapshot: &'s Snapshot) -> impl Iterator<Item = Result<Key, Error>> + use<'s> {
+        let type_bytes = Bytes::copy_from_slice(self.record_type.as_bytes());
+        let field = self.rules.fields.get(self.nth).map_or("", String::as_str);
+        let bounds = keys::field_value(snapshot.epoch(), self.record_type.as_bytes(), field, self.value.as_bytes());
+        snapshot.view().range(Keyspace::FieldIndex.space(), bounds).map(move |item| {
+            let id = keys::read_field_id(&item?.0)
+                .map_err(|error| Error::Damaged { what: format!("a field-index key: {error}") })?;
+            Ok((type_bytes.clone(), id))
+        })
+    }
+
+    /// Whether the index has this record under the value.
+    fn has(&self, candidate: &Candidate<'_>) -> bool {
+        // All values of a plan belong to the same type: thousands of them need the record's only once.
+        let values = candidate
+            .indexed
+            .get_or_init(|| candidate.descriptors.index_values(candidate.data, &self.rules.fields).unwrap_or_default());
+        values.iter().any(|(nth, value)| *nth == self.nth && value == self.value)
+    }
+}
+
+/// A record that may match.
+pub(super) struct Candidate<'a> {
+    key: &'a Key,
+    subject: &'a Subject<'a>,
+    data: &'a [u8],
+    descriptors: &'a Descriptors,
+    /// What the index has of it, once somebody asks.
+    indexed: OnceCell<Vec<(usize, String)>>,
+}
+
+impl<'a> Candidate<'a> {
+    pub(super) fn new(key: &'a Key, subject: &'a Subject<'a>, data: &'a [u8], descriptors: &'a Descriptors) -> Self {
+        Self { key, subject, data, descriptors, indexed: OnceCell::new() }
+    }
+}
+
+/// A filter with what the indexes say.
+pub(super) enum Plan<'a> {
+    And(Vec<Plan<'a>>),
+    Or(Vec<Plan<'a>>),
+    Not(Box<Plan<'a>>),
+    /// Exactly these records match.
+    Set(Keys),
+    /// An index could tell, but with more keys than are held.
+    Value(Indexed<'a>),
+    /// Only the record can tell.
+    Test(&'a Filter),
+}
+
+impl<'a> Plan<'a> {
+    /// Asks the indexes for so many keys at most.
+    pub(super) fn of(
+        snapshot: &Snapshot,
+        record_type: &'a str,
+        filter: &'a Filter,
+        hits: &CidrHits,
+        keys_max: usize,
+    ) -> Result<Self, Error> {
+        Planner { snapshot, record_type, hits, keys_left: keys_max }.plan(filter)
+    }
+
+    /// Keys that all matches are among, if the sets say so.
+    pub(super) fn candidates(&self) -> Option<Keys> {
+        match self {
+            Self::Set(keys) => Some(keys.clone()),
+            Self::And(children) => children.iter().filter_map(Self::candidates).reduce(|a, b| {
+                let (fewer, more) = if a.len() < b.len() { (a, b) } else { (b, a) };
+                fewer.into_iter().filter(|key| more.binary_search(key).is_ok()).collect()
+            }),
+            Self::Or(children) => {
+                let mut all: Keys = children.iter().map(Self::candidates).collect::<Option<Vec<Keys>>>()?.concat();
+                all.sort_unstable();
+                all.dedup();
+                Some(all)
+            }
+            Self::Not(_) | Self::Value(_) | Self::Test(_) => None,
+        }
+    }
+
+    pub(super) fn matches(&self, candidate: &Candidate<'_>) -> bool {
+        match self {
+            Self::And(children) => children.iter().all(|child| child.matches(candidate)),
+            Self::Or(children) => children.iter().any(|child| child.matches(candidate)),
+            Self::Not(child) => !child.matches(candidate),
+            Self::Set(keys) => keys.binary_search(candidate.key).is_ok(),
+            Self::Value(indexed) => indexed.has(candidate),
+            Self::Test(filter) => filter.matches(candidate.subject),
+        }
+    }
+}
+
+/// The keys of a filter that one index answers alone. All are of live records: an index has no others.
+pub(super) fn exact_keys<'s>(
+    snapshot: &'s Snapshot,
+    record_type: &str,
+    filter: &Filter,
+    hits: &CidrHits,
+) -> Option<Box<dyn Iterator<Item = Result<Key, Error>> + 's>> {
+    let Filter::Compare(comparison) = filter else { return None };
+    match Access::to(snapshot, record_type, comparison) {
+        Access::Nothing => Some(Box::new(std::iter::empty())),
+        Access::Address(value) => Some(Box::new(hits.of(value).into_iter().map(Ok))),
+        Access::Index(indexed) => Some(Box::new(indexed.keys(snapshot))),
+        // An id may be anybody's.
+        Access::Id(_) | Access::Record => None,
+    }
+}
+
+struct Planner<'a, 's> {
+    snapshot: &'s Snapshot,
+    record_type: &'a str,
+    hits: &'s CidrHits,
+    /// How many keys from field indexes may still be held.
+    keys_left: usize,
+}
+
+impl<'a> Planner<'a, '_> {
+    fn plan(&mut self, filter: &'a Filter) -> Result<Plan<'a>, Error> {
+        Ok(match filter {
+            // Nothing asked is nothing found.
+            Filter::And(children) | Filter::Or(children) if children.is_empty() => Plan::Set(Keys::new()),
+            Filter::And(children) => Plan::And(self.each(children)?),
+            Filter::Or(children) => Plan::Or(self.each(children)?),
+            Filter::Not(child) => Plan::Not(Box::new(self.plan(child)?)),
+            Filter::Compare(comparison) => match Access::to(self.snapshot, self.record_type, comparison) {
+                Access::Nothing => Plan::Set(Keys::new()),
+                Access::Address(value) => Plan::Set(self.hits.of(value)),
+                Access::Id(id) => Plan::Set(self.with_id(id)?),
+                Access::Index(indexed) => self.look_up(indexed)?,
+                Access::Record => Plan::Test(filter),
+            },
+        })
+    }
+
+    /// A condition that stands there again decides nothing more, and its keys would be held once more.
+    fn each(&mut self, children: &'a [Filter]) -> Result<Vec<Plan<'a>>, Error> {
+        let mut seen = HashSet::new();
+        children.iter().filter(|child| seen.insert(*child)).map(|child| self.plan(child)).collect()
+    }
+
+    fn with_id(&self, id: &str) -> Result<Keys, Error> {
+        let (snapshot, record_type) = (self.snapshot, self.record_type);
+        let types = if record_type.is_empty() { snapshot.types()? } else { vec![record_type.to_owned()] };
+        let id = Bytes::copy_from_slice(id.as_bytes());
+        Ok(types.into_iter().map(|record_type| (Bytes::from(record_type), id.clone())).collect())
+    }
+
+    fn look_up(&mut self, indexed: Indexed<'a>) -> Result<Plan<'a>, Error> {
+        let most = self.keys_left.saturating_add(1);
+        let keys: Keys = indexed.keys(self.snapshot).take(most).collect::<Result<_, _>>()?;
+        if keys.len() > self.keys_left {
+            return Ok(Plan::Value(indexed));
+        }
+        self.keys_left -= keys.len();
+        Ok(Plan::Set(keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use databroker_proto::{databroker, internal};
+    use prost::Message as _;
+    use serde_json::{Value, json};
+
+    use super::{
+        super::super::{command::Kind, limits_tests::Log, samples::filter},
+        *,
+    };
+
+    #[test]
+    fn only_what_reads_a_few_records_is_a_point() {
+        let mut log = Log::new();
+        let options = databroker::Options { indexable_fields: vec!["key".into()], ..Default::default() };
+        let options = options.encode_to_vec().into();
+        log.apply(Kind::SetOptions(internal::SetOptions { r#type: "t".into(), options }));
+        let snapshot = log.store.reader().snapshot();
+        let of = |json: Value| cost(&snapshot, "t", &filter(&json));
+        assert_eq!(of(json!({"$or": [{"id": "x"}, {"$index": "x"}]})), (Cost::Point, 2));
+        assert_eq!(of(json!({"key": "x"})), (Cost::Lookup, 1));
+        assert_eq!(of(json!({"other": "x"})), (Cost::Scan, 1));
+        assert_eq!(of(json!({"key": "x".repeat(INDEXED_VALUE_BYTES_MAX + 1)})), (Cost::Scan, 1));
+        assert_eq!(of(json!({"other": "x", "id": "y"})).0, Cost::Point);
+        assert_eq!(of(json!({"$or": [{"other": "x"}, {"id": "y"}]})).0, Cost::Scan);
+        assert_eq!(of(json!({"$not": {"id": "y"}})).0, Cost::Scan);
+        let query = |count: usize| {
+            let ids: Vec<Value> = (0..count).map(|id| json!({"id": id.to_string()})).collect();
+            let filter = Some(filter(&json!({"$or": ids})));
+            Query { record_type: "t".into(), filter, ..Query::default() }.cost(&snapshot)
+        };
+        assert_eq!((query(POINTS_MAX), query(POINTS_MAX + 1)), (Cost::Point, Cost::Lookup));
+    }
+}
