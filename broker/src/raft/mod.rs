@@ -28,6 +28,7 @@ mod network;
 mod replica;
 mod retention;
 pub mod runtime;
+pub mod transport;
 
 pub use log::{Error as LogError, Options as LogOptions, SPACES as LOG_SPACES};
 pub use replica::{Error, Parts, Picture, Refusal, Replica, Role, Submitted, Timers};
