@@ -102,7 +102,7 @@ pub struct Store {
     reader: Reader,
     view: Arc<dyn View>,
     state: State,
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     membership: StoredMembership,
     rules: Rules,
     memory: Memory,
@@ -119,7 +119,7 @@ impl Store {
         let descriptors = Arc::new(Descriptors::builtin()?);
         let view: Arc<dyn View> = engine.view()?.into();
         let state: State = read_metadata(&*view, metadata::STATE)?;
-        let cluster: Cluster = read_metadata(&*view, metadata::CLUSTER)?;
+        let cluster: Arc<Cluster> = Arc::new(read_metadata(&*view, metadata::CLUSTER)?);
         let membership = read_metadata(&*view, metadata::MEMBERSHIP)?;
         let rules = read_rules(&*view, state.epoch)?;
         let memory = Memory::load(&*view)?;
@@ -127,7 +127,7 @@ impl Store {
         let published = Published {
             view: view.clone(),
             state: state.clone(),
-            cluster_id: cluster.id.clone(),
+            cluster: cluster.clone(),
             rules: rules.clone(),
             next_service_expiry_nanos: next_service_expiry(&*view)?,
         };
@@ -159,7 +159,6 @@ impl Store {
             return Ok(Vec::new());
         }
         let view = self.view.clone();
-        let cluster_before = self.cluster.clone();
         let mut batch = Batch {
             txn: Txn::new(&*view),
             state: self.state.clone(),
@@ -183,7 +182,8 @@ impl Store {
                     let members = Membership::decode(bytes.clone()).map_err(|error| Error::Damaged {
                         what: format!("the membership at index {}: {error}", position.index),
                     })?;
-                    batch.memory.keep_members(&members);
+                    let before = Membership::decode(self.membership.membership.clone());
+                    batch.change_members(&before.map_err(|error| damaged("the last membership", error))?, &members);
                     self.membership = StoredMembership { id: Some(position.into()), membership: bytes };
                     batch.txn.put(Keyspace::Metadata.space(), metadata::MEMBERSHIP, self.membership.encode_to_vec());
                     Vec::new()
@@ -193,7 +193,7 @@ impl Store {
             batch.state.applied = Some(position.into());
         }
         batch.memory.save(&mut batch.txn);
-        if batch.cluster != cluster_before {
+        if !Arc::ptr_eq(&batch.cluster, &self.cluster) {
             batch.txn.put(Keyspace::Metadata.space(), metadata::CLUSTER, batch.cluster.encode_to_vec());
         }
         // The position goes with what it stands for: in the same batch.
@@ -223,7 +223,7 @@ impl Store {
         let published = Published {
             view: self.view.clone(),
             state: self.state.clone(),
-            cluster_id: self.cluster.id.clone(),
+            cluster: self.cluster.clone(),
             rules: self.rules.clone(),
             next_service_expiry_nanos,
         };

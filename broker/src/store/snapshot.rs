@@ -10,7 +10,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use databroker_proto::{EncodedRecord, databroker, internal::State, registry};
+use databroker_proto::{
+    EncodedRecord, databroker,
+    internal::{Cluster, State},
+    registry,
+};
 use parking_lot::RwLock;
 
 use super::{
@@ -50,7 +54,7 @@ pub struct Progress {
 pub(super) struct Published {
     pub(super) view: Arc<dyn View>,
     pub(super) state: State,
-    pub(super) cluster_id: String,
+    pub(super) cluster: Arc<Cluster>,
     pub(super) rules: Rules,
     pub(super) next_service_expiry_nanos: Option<u64>,
 }
@@ -337,6 +341,11 @@ impl Snapshot {
 
     /// The cluster's id; `None` before `Init`.
     pub fn cluster_id(&self) -> Option<&str> {
-        Some(self.published.cluster_id.as_str()).filter(|id| !id.is_empty())
+        Some(self.published.cluster.id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// What concerns the cluster as a whole: its id, shape, removed nodes, and the commands that all understand.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.published.cluster
     }
 }

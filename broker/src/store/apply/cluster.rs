@@ -1,14 +1,27 @@
-//! What concerns the store as a whole: Init, Clear, the checkpoint, the shape.
+//! What concerns the store as a whole: Init, Clear, the checkpoint, the shape, who was removed, what all understand.
 
-use databroker_proto::internal::{Clear, Cleared, Init, Reshaped, SetCheckpoint, SetShape};
+use std::{collections::BTreeSet, sync::Arc};
+
+use databroker_proto::internal::{
+    Clear, Cleared, Cluster, ConfirmRetired, Init, Membership, RaiseCommandVersion, Reshaped, RetiredNode,
+    SetCheckpoint, SetShape, ShapeMember,
+};
 
 use super::{
     super::{
         Error,
         command::{Answer, COMMAND_VERSION, Reason, outcome},
+        keyspace::NAME_BYTES_MAX,
     },
     Batch,
 };
+
+/// Members of a shape at most: each more makes every write wait for more disks, and nobody gains from a tenth.
+pub const SHAPE_MEMBERS_MAX: usize = 9;
+
+/// Removed nodes remembered at most. Those that have confirmed go first: they will not vote again. Disks are lost and
+/// nodes replaced rarely; a cluster that has lost this many without hearing from one of them forgets the oldest.
+const RETIRED_MAX: usize = 64;
 
 impl Batch<'_> {
     /// Makes an empty store that of a cluster. Asked again with the same id it changes nothing.
@@ -31,8 +44,9 @@ impl Batch<'_> {
             ));
         }
         self.state.server_version = init.server_version;
-        self.cluster.id = init.cluster_id;
-        self.cluster.command_version = COMMAND_VERSION;
+        let cluster = self.cluster_mut();
+        cluster.id = init.cluster_id;
+        cluster.command_version = COMMAND_VERSION;
         self.install_defaults()?;
         Ok(done)
     }
@@ -70,11 +84,132 @@ impl Batch<'_> {
 
     /// Notes who should be a voter, if the caller knew the current shape.
     pub(super) fn set_shape(&mut self, shape: SetShape) -> Answer {
+        if let Err(detail) = check_shape(&shape.members) {
+            return Answer::rejected(Reason::InvalidData, detail);
+        }
         let accepted = shape.expected_generation == self.cluster.shape_generation;
         if accepted {
-            self.cluster.shape_generation = self.cluster.shape_generation.saturating_add(1);
-            self.cluster.shape = shape.members;
+            let cluster = self.cluster_mut();
+            cluster.shape_generation = cluster.shape_generation.saturating_add(1);
+            cluster.shape = shape.members;
         }
         Answer::of(outcome::Kind::Reshaped(Reshaped { accepted, generation: self.cluster.shape_generation }))
+    }
+
+    /// Notes that a removed node knows it. Of a node that nobody remembers it means nothing.
+    pub(super) fn confirm_retired(&mut self, confirm: &ConfirmRetired) -> Answer {
+        let known = self.cluster_mut().retired.iter_mut().filter(|retired| retired.node == confirm.node);
+        known.for_each(|retired| retired.confirmed = true);
+        Answer::of(outcome::Kind::Done(Default::default()))
+    }
+
+    /// Notes what all voters understand. It never falls: what was proposed under it stands in the log.
+    pub(super) fn raise_command_version(&mut self, raise: &RaiseCommandVersion) -> Answer {
+        let version = self.cluster.command_version.max(raise.version);
+        self.cluster_mut().command_version = version;
+        Answer::of(outcome::Kind::Done(Default::default()))
+    }
+
+    /// Readers may share what is here: only the first change of a batch makes a copy.
+    fn cluster_mut(&mut self) -> &mut Cluster {
+        Arc::make_mut(&mut self.cluster)
+    }
+
+    /// Notes who is gone, and forgets the answers of origins that are: they will not ask again.
+    pub(in super::super) fn change_members(&mut self, before: &Membership, after: &Membership) {
+        self.memory.keep_members(after);
+        note_removed(&mut self.cluster_mut().retired, before, after);
+    }
+}
+
+/// Notes who is no longer a member, now that the membership changes from one to the other. A node that is a member
+/// again, with its old id, is not removed: that happens only to a learner that never voted.
+fn note_removed(retired: &mut Vec<RetiredNode>, before: &Membership, after: &Membership) {
+    let members: BTreeSet<u64> = after.members.iter().map(|member| member.node).collect();
+    retired.retain(|node| !members.contains(&node.node));
+    let gone = before.members.iter().filter(|member| !members.contains(&member.node));
+    retired.extend(gone.map(|member| RetiredNode {
+        node: member.node,
+        name: member.name.clone(),
+        raft_address: member.raft_address.clone(),
+        confirmed: false,
+    }));
+    while retired.len() > RETIRED_MAX {
+        let first = retired.iter().position(|node| node.confirmed).unwrap_or(0);
+        retired.remove(first);
+    }
+}
+
+/// Says what is wrong with a shape: pure, so that it can be asked before a proposal too.
+///
+/// # Errors
+/// What to do about it.
+pub fn check_shape(members: &[ShapeMember]) -> Result<(), String> {
+    if members.is_empty() {
+        return Err("the members are missing: a cluster has at least one".into());
+    }
+    if members.len() > SHAPE_MEMBERS_MAX {
+        return Err(format!("{} members are too many: at most {SHAPE_MEMBERS_MAX} are allowed", members.len()));
+    }
+    let mut names = BTreeSet::new();
+    for ShapeMember { name, raft_address, grpc_address } in members {
+        if name.is_empty() || raft_address.is_empty() {
+            return Err(format!("the member {name:?} needs a name and the address of its peers' port"));
+        }
+        let longest = [name, raft_address, grpc_address].map(String::len).into_iter().max().unwrap_or(0);
+        if longest > NAME_BYTES_MAX {
+            return Err(format!("a name or address has {longest} bytes, more than {NAME_BYTES_MAX}"));
+        }
+        if !names.insert(name) {
+            return Err(format!("the member {name:?} is listed twice"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use databroker_proto::internal::Member;
+
+    use super::*;
+
+    fn membership(nodes: &[u64]) -> Membership {
+        let member = |node: &u64| Member { node: *node, name: format!("n{node}"), ..Member::default() };
+        Membership { members: nodes.iter().map(member).collect(), ..Membership::default() }
+    }
+
+    #[test]
+    fn who_is_removed_is_remembered_until_a_member_again() {
+        let mut retired = Vec::new();
+        note_removed(&mut retired, &membership(&[1, 2, 3]), &membership(&[1, 3]));
+        note_removed(&mut retired, &membership(&[1, 3]), &membership(&[1, 4]));
+        assert_eq!(retired.iter().map(|r| (r.node, r.confirmed)).collect::<Vec<_>>(), [(2, false), (3, false)]);
+        note_removed(&mut retired, &membership(&[1, 4]), &membership(&[1, 2, 4]));
+        assert_eq!(retired.iter().map(|r| r.node).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn the_oldest_that_confirmed_is_forgotten_first() {
+        let mut retired = Vec::new();
+        let all: Vec<u64> = (1..=RETIRED_MAX as u64).collect();
+        note_removed(&mut retired, &membership(&all), &membership(&[100]));
+        retired[7].confirmed = true;
+        note_removed(&mut retired, &membership(&[100]), &membership(&[101]));
+        assert_eq!(retired.len(), RETIRED_MAX);
+        assert!(!retired.iter().any(|r| r.node == 8) && retired.iter().any(|r| r.node == 100));
+        note_removed(&mut retired, &membership(&[101]), &membership(&[102]));
+        assert!(!retired.iter().any(|r| r.node == 1), "none has confirmed: the oldest goes");
+    }
+
+    #[test]
+    fn a_shape_needs_members_with_names_of_their_own_and_addresses() {
+        let member = |name: &str| ShapeMember { name: name.into(), raft_address: "h:1".into(), ..Default::default() };
+        assert!(check_shape(&[member("a"), member("b")]).is_ok());
+        assert!(check_shape(&[]).unwrap_err().contains("missing"));
+        assert!(check_shape(&[member("a"), member("a")]).unwrap_err().contains("twice"));
+        assert!(check_shape(&[ShapeMember::default()]).unwrap_err().contains("address"));
+        let many: Vec<_> = (0..10).map(|n| member(&n.to_string())).collect();
+        assert!(check_shape(&many).unwrap_err().contains("too many"));
+        assert!(check_shape(&[member(&"x".repeat(NAME_BYTES_MAX + 1))]).unwrap_err().contains("bytes"));
     }
 }

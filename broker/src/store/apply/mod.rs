@@ -8,6 +8,8 @@
 //!
 //! All of it is a function of the store and the command. Not here: opening, committing, publishing (`machine`).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use databroker_proto::{
     EncodedRecord,
@@ -35,6 +37,7 @@ mod rules;
 mod sweep;
 
 pub use answers::Memory;
+pub use cluster::{SHAPE_MEMBERS_MAX, check_shape};
 pub use rules::{Rules, TypeRules};
 
 /// One change of the change log, for streams at the tail.
@@ -65,7 +68,7 @@ pub struct CidrChange {
 pub(super) struct Batch<'a> {
     pub(super) txn: Txn<'a>,
     pub(super) state: State,
-    pub(super) cluster: Cluster,
+    pub(super) cluster: Arc<Cluster>,
     pub(super) rules: Rules,
     pub(super) memory: &'a mut Memory,
     pub(super) descriptors: &'a Descriptors,
@@ -121,7 +124,7 @@ impl Batch<'_> {
     }
 
     fn dispatch(&mut self, kind: Kind) -> Result<Answer, Error> {
-        if self.state.server_version == 0 && !matches!(kind, Kind::Init(_) | Kind::SetShape(_)) {
+        if self.state.server_version == 0 && !matches!(kind, Kind::Init(_)) {
             return Ok(Answer::rejected(Reason::NotInitialized, "the store was not initialized"));
         }
         if let Err(refused) = super::command::check(&kind) {
@@ -145,6 +148,8 @@ impl Batch<'_> {
             Kind::Clear(clear) => self.clear(&clear),
             Kind::Sweep(sweep) => self.sweep(&sweep),
             Kind::SetShape(shape) => Ok(self.set_shape(shape)),
+            Kind::ConfirmRetired(confirm) => Ok(self.confirm_retired(&confirm)),
+            Kind::RaiseCommandVersion(raise) => Ok(self.raise_command_version(&raise)),
             Kind::Init(init) => self.init(init),
         }
     }
