@@ -35,6 +35,7 @@ mod coalesce;
 mod fence;
 mod open;
 pub mod route;
+pub mod shape;
 mod sweep;
 mod tracker;
 
