@@ -2,33 +2,35 @@
 //! that requests gather while the disk is busy. Each stays a command of its own, with its own answer.
 //!
 //! ```text
-//!   propose ─▶ queue ─▶ Entries ─▶ submit in order ─▶ Flight: answers, or again until the hold time is over
+//!   propose ─▶ queue ─▶ Batch ─▶ into the log in order, or to the leader ─▶ Flight: answers, or again until the
+//!                                                                           hold time is over
 //! ```
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use databroker_proto::internal::{Command, Entry, Identity};
+use databroker_proto::internal::{Command, Entry, ForwardRequest, Identity, peer_reply, peer_request};
 use prost::Message as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    Error,
+    Error, forward,
+    outbound::Outbound,
     tracker::{OpenRequest, Requests},
 };
 use crate::{
     raft::{
-        Refusal, Replica, Submitted,
+        NodeId, Refusal, Replica, Submitted,
         runtime::{Clock, Failure, Runtime},
     },
     store::command::{Answer, COMMAND_VERSION, Kind},
 };
 
 /// Commands that share an entry at most: beyond this the sync is cheap per command, and all wait for the last.
-const COMMANDS_MAX: usize = 256;
+pub(super) const COMMANDS_MAX: usize = 256;
 /// Bytes that share an entry at most.
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// A request with more records than this gets an entry of its own: small ones would wait for it.
@@ -44,11 +46,21 @@ pub(super) struct Proposal {
     caller: Caller,
 }
 
+/// Where a command comes from, and with that what makes it take effect once.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// A client of this node.
+    Client(OpenRequest),
+    /// The leader itself: such a command does no harm twice.
+    Leader,
+    /// A client of another node, which gave it this identity. It is never passed on.
+    Forwarded(Identity),
+}
+
 /// Who waits for an answer.
 struct Caller {
     reply: oneshot::Sender<Result<Answer, Error>>,
-    /// Absent for the leader's own commands, which may take effect twice.
-    request: Option<OpenRequest>,
+    origin: Origin,
     deadline: Instant,
     /// What the request takes of the bounds on all requests.
     _room: Option<Room>,
@@ -60,12 +72,12 @@ pub(super) type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 impl Proposal {
     pub(super) fn new(
         kind: Kind,
-        request: Option<OpenRequest>,
+        origin: Origin,
         room: Option<Room>,
         deadline: Instant,
     ) -> (Self, oneshot::Receiver<Result<Answer, Error>>) {
         let (reply, answer) = oneshot::channel();
-        let caller = Caller { reply, request, deadline, _room: room };
+        let caller = Caller { reply, origin, deadline, _room: room };
         (Self { bytes: kind.encoded_len(), kind, caller }, answer)
     }
 
@@ -87,8 +99,8 @@ impl Caller {
     /// The request is settled before its caller hears the answer, so that whatever the caller does next comes after. A
     /// caller that went away needs no answer; its request is settled all the same.
     fn answer(self, answer: Result<Answer, Error>) {
-        let Self { reply, request, deadline: _, _room } = self;
-        drop(request);
+        let Self { reply, origin, deadline: _, _room } = self;
+        drop(origin);
         drop(reply.send(answer));
     }
 }
@@ -109,17 +121,29 @@ impl Batch {
                 && !proposal.is_large())
     }
 
-    fn push(&mut self, proposal: Proposal, origin: u64) {
+    fn push(&mut self, proposal: Proposal, me: u64) {
         let Proposal { kind, bytes, caller } = proposal;
-        let identity = caller.request.as_ref().map(|open| Identity { origin, request: open.number(), settled: 0 });
+        let identity = match &caller.origin {
+            Origin::Client(open) => Some(Identity { origin: me, request: open.number(), settled: 0 }),
+            Origin::Leader => None,
+            Origin::Forwarded(identity) => Some(*identity),
+        };
         self.commands.push(Command { identity, kind: Some(kind) });
         self.callers.push(caller);
         self.bytes += bytes;
     }
 
-    /// The entry as it stands in the log. Called for every submission: time and settled requests have moved on.
-    fn encode(&mut self, now_nanos: u64, settled: u64) -> Bytes {
-        self.commands.iter_mut().filter_map(|command| command.identity.as_mut()).for_each(|id| id.settled = settled);
+    /// Says in each of this node's own commands which of its requests are settled: that moves on between submissions.
+    fn settle(&mut self, settled: u64) {
+        for (command, caller) in self.commands.iter_mut().zip(&self.callers) {
+            if let (Some(identity), Origin::Client(_)) = (&mut command.identity, &caller.origin) {
+                identity.settled = settled;
+            }
+        }
+    }
+
+    /// The entry as it stands in the log.
+    fn encode(&mut self, now_nanos: u64) -> Bytes {
         let commands = std::mem::take(&mut self.commands);
         let entry = Entry { command_version: COMMAND_VERSION, now_nanos, commands };
         let bytes = entry.encode_to_vec().into();
@@ -138,19 +162,36 @@ impl Batch {
     /// Gives up those that have waited for too long; true if others are left.
     fn refuse_expired(&mut self) -> bool {
         let now = Instant::now();
-        if self.callers.iter().any(|caller| caller.is_expired(now)) {
+        self.refuse_some(|caller| caller.is_expired(now), || Error::NoLeader)
+    }
+
+    /// Sends back what another node has passed on: it asks whoever leads. True if others are left.
+    fn refuse_forwarded(&mut self) -> bool {
+        self.refuse_some(|caller| matches!(caller.origin, Origin::Forwarded(_)), || Error::NotLeader)
+    }
+
+    fn refuse_some(&mut self, which: impl Fn(&Caller) -> bool, why: impl Fn() -> Error) -> bool {
+        if self.callers.iter().any(&which) {
             let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
-            let (expired, left): (Vec<_>, Vec<_>) = all.partition(|(_, caller)| caller.is_expired(now));
+            let (refused, left): (Vec<_>, Vec<_>) = all.partition(|(_, caller)| which(caller));
             (self.commands, self.callers) = left.into_iter().unzip();
-            expired.into_iter().for_each(|(_, caller)| caller.answer(Err(Error::NoLeader)));
+            refused.into_iter().for_each(|(_, caller)| caller.answer(Err(why())));
         }
         !self.callers.is_empty()
+    }
+
+    /// When the last of the callers gives up.
+    fn deadline(&self) -> Instant {
+        self.callers.iter().map(|caller| caller.deadline).max().unwrap_or_else(Instant::now)
     }
 }
 
 /// What every flight needs.
 pub(super) struct Ground<R: Runtime> {
     pub(super) replica: Replica<R>,
+    pub(super) outbound: Outbound<R>,
+    /// Closed while leadership is handed over: what comes meanwhile goes to the next leader.
+    pub(super) open: watch::Receiver<bool>,
     pub(super) requests: Requests,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) failure: Failure,
@@ -176,14 +217,21 @@ impl<R: Runtime> Coalescer<R> {
             let slots = if first.is_large() { &self.single } else { &self.shared };
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let mut batch = self.gather(first);
+            self.wait_until_open(batch.deadline()).await;
             if !batch.refuse_expired() {
                 continue;
             }
             let mut flight = Flight { batch, ground: self.ground.clone(), _slot: slot };
             // Here and not in the task, so that entries keep the order of their requests.
-            let submitted = flight.submit().await;
-            R::spawn("flight", &self.ground.failure, flight.land(submitted));
+            let placed = flight.place().await;
+            R::spawn("flight", &self.ground.failure, flight.land(placed));
         }
+    }
+
+    async fn wait_until_open(&self, deadline: Instant) {
+        let mut open = self.ground.open.clone();
+        // Past the deadline the batch is refused by the caller.
+        drop(timeout_at(deadline, open.wait_for(|open| *open)).await);
     }
 
     async fn next(&mut self) -> Option<Proposal> {
@@ -217,25 +265,41 @@ struct Flight<R: Runtime> {
     _slot: OwnedSemaphorePermit,
 }
 
+/// Where an entry went.
+enum Placed<R: Runtime> {
+    /// Into this node's log.
+    Here(Submitted<R>),
+    /// Another node leads: the commands are to be sent there.
+    Elsewhere(NodeId),
+}
+
 impl<R: Runtime> Flight<R> {
-    async fn submit(&mut self) -> Result<Submitted<R>, Refusal> {
-        let Ground { replica, requests, clock, .. } = &*self.ground;
-        replica.submit(self.batch.encode(clock.now_nanos(), requests.settled())).await
+    /// Into the log, if this node may lead. What was passed on to a node that does not is sent back.
+    async fn place(&mut self) -> Result<Placed<R>, Refusal> {
+        let Ground { replica, outbound, requests, clock, .. } = &*self.ground;
+        self.batch.settle(requests.settled());
+        match outbound.leader_elsewhere() {
+            Some(leader) => Ok(Placed::Elsewhere(leader)),
+            None => replica.submit(self.batch.encode(clock.now_nanos())).await.map(Placed::Here),
+        }
     }
 
-    /// Waits for the answers. While nobody leads, submits again, under the same identities: a request that took effect
-    /// although its leader vanished is answered from memory.
-    async fn land(mut self, mut submitted: Result<Submitted<R>, Refusal>) {
+    /// Waits for the answers. While nobody leads, places the commands again, under the same identities: a request that
+    /// took effect although its leader vanished is answered from memory.
+    async fn land(mut self, mut placed: Result<Placed<R>, Refusal>) {
         loop {
-            let refusal = match submitted {
-                Ok(submitted) => match submitted.answers().await {
-                    Ok(answers) => return self.answer(answers),
-                    Err(refusal) => refusal,
-                },
-                Err(refusal) => refusal,
+            let answers = match placed {
+                Ok(Placed::Here(submitted)) => self.hear(submitted).await,
+                Ok(Placed::Elsewhere(leader)) => self.forward(leader).await,
+                Err(refusal) => Err(refusal),
             };
-            if refusal == Refusal::Stopped {
-                return self.batch.refuse(|| super::stopped(&self.ground.failure));
+            match answers {
+                Ok(answers) => return self.answer(answers),
+                Err(Refusal::Stopped) => return self.batch.refuse(|| super::stopped(&self.ground.failure)),
+                Err(Refusal::NotLeader { .. } | Refusal::Unknown) => {}
+            }
+            if !self.batch.refuse_forwarded() {
+                return;
             }
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
@@ -243,7 +307,35 @@ impl<R: Runtime> Flight<R> {
             if !self.batch.refuse_expired() {
                 return;
             }
-            submitted = self.submit().await;
+            placed = self.place().await;
+        }
+    }
+
+    /// A leader that is cut off from the others does not hear that it leads no longer: its callers are not to wait for
+    /// it for ever. A lone node's disk may take its time.
+    async fn hear(&mut self, submitted: Submitted<R>) -> Result<Vec<Answer>, Refusal> {
+        if self.ground.replica.role().borrow().alone {
+            return submitted.answers().await;
+        }
+        timeout_at(self.batch.deadline(), submitted.answers()).await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// Sends the commands to the node that leads.
+    async fn forward(&mut self, leader: NodeId) -> Result<Vec<Answer>, Refusal> {
+        if !self.batch.refuse_forwarded() {
+            return Ok(Vec::new());
+        }
+        let patience = self.batch.deadline().saturating_duration_since(Instant::now());
+        let request = ForwardRequest {
+            commands: self.batch.commands.clone(),
+            patience_ms: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX),
+        };
+        let asked = self.ground.outbound.ask_leader(leader, peer_request::Kind::Forward(request), patience);
+        match asked.await? {
+            peer_reply::Kind::Forward(reply) if reply.answers.len() == self.batch.callers.len() => {
+                Ok(reply.answers.into_iter().map(forward::decode).collect())
+            }
+            _ => Err(Refusal::Unknown),
         }
     }
 

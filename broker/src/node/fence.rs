@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use databroker_proto::internal::{ReadIndexRequest, peer_reply, peer_request};
 use tokio::sync::{mpsc, oneshot};
 
+use super::outbound::Outbound;
 use crate::raft::{Refusal, Replica, runtime::Runtime};
 
 /// Reads that may wait for a fence. More are held up in [`super::Node::fence`], up to the hold time.
@@ -15,14 +17,17 @@ pub(super) const WAITING_MAX: usize = 4096;
 /// How long to wait before the leader is asked again.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// How long the leader may take to answer: it looks at its lease, and touches no disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Told when the store here has applied what the fence demands.
 pub(super) type Waiter = oneshot::Sender<()>;
 
 /// Asks on behalf of all that wait, until the node ends.
-pub(super) async fn run<R: Runtime>(replica: Replica<R>, mut incoming: mpsc::Receiver<Waiter>) {
+pub(super) async fn run<R: Runtime>(replica: Replica<R>, outbound: Outbound<R>, mut incoming: mpsc::Receiver<Waiter>) {
     let mut waiting = Vec::new();
     while incoming.recv_many(&mut waiting, WAITING_MAX).await > 0 {
-        if reach(&replica, &mut waiting).await.is_err() {
+        if reach(&replica, &outbound, &mut waiting).await.is_err() {
             return;
         }
         // A reader that gave up needs no word.
@@ -33,9 +38,13 @@ pub(super) async fn run<R: Runtime>(replica: Replica<R>, mut incoming: mpsc::Rec
 }
 
 /// Returns once this node has applied all that was committed anywhere when it asked, or when nobody waits any longer.
-async fn reach<R: Runtime>(replica: &Replica<R>, waiting: &mut Vec<Waiter>) -> Result<(), Refusal> {
+async fn reach<R: Runtime>(
+    replica: &Replica<R>,
+    outbound: &Outbound<R>,
+    waiting: &mut Vec<Waiter>,
+) -> Result<(), Refusal> {
     while !waiting.is_empty() {
-        match replica.read_index().await {
+        match read_index(replica, outbound).await {
             Ok(index) => {
                 let mut progress = replica.progress();
                 let reached = progress.wait_for(|now| now.applied.is_some_and(|applied| applied.index >= index));
@@ -47,4 +56,14 @@ async fn reach<R: Runtime>(replica: &Replica<R>, waiting: &mut Vec<Waiter>) -> R
         waiting.retain(|waiter| !waiter.is_closed());
     }
     Ok(())
+}
+
+/// This node's own word if it leads, else the leader's.
+async fn read_index<R: Runtime>(replica: &Replica<R>, outbound: &Outbound<R>) -> Result<u64, Refusal> {
+    let Some(leader) = outbound.leader_elsewhere() else { return replica.read_index().await };
+    let kind = peer_request::Kind::ReadIndex(ReadIndexRequest {});
+    match outbound.ask_leader(leader, kind, PATIENCE).await? {
+        peer_reply::Kind::ReadIndex(reply) => Ok(reply.index),
+        _ => Err(Refusal::Unknown),
+    }
 }

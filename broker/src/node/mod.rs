@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use self::{
-    coalesce::{Proposal, Room},
+    coalesce::{Origin, Proposal, Room},
+    outbound::Outbound,
     tracker::Requests,
 };
 use crate::{
@@ -33,7 +34,9 @@ use crate::{
 
 mod coalesce;
 mod fence;
+mod forward;
 mod open;
+mod outbound;
 pub mod route;
 pub mod shape;
 mod sweep;
@@ -64,6 +67,9 @@ pub enum Error {
     /// The node is stopping.
     #[error("the node is shutting down")]
     ShuttingDown,
+    /// Another node leads, and this one may not pass the request on.
+    #[error("this node does not lead the cluster")]
+    NotLeader,
     /// Too many requests wait already.
     #[error("too many requests are waiting on this node")]
     Overloaded,
@@ -102,6 +108,9 @@ struct Shared<R: Runtime> {
     requests: Requests,
     proposals: mpsc::Sender<Proposal>,
     fences: mpsc::Sender<fence::Waiter>,
+    outbound: Outbound<R>,
+    /// Whether writes are placed; false while leadership is handed over.
+    open: watch::Sender<bool>,
     request_room: Arc<Semaphore>,
     byte_room: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
@@ -158,13 +167,13 @@ impl<R: Runtime> Node<R> {
         self.ready()?;
         let deadline = Instant::now() + shared.hold;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
-        self.send(Proposal::new(kind, Some(shared.requests.begin()), Some(room), deadline)).await
+        self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
     }
 
     /// Proposes a command of the leader itself: without an identity, for it does no harm twice, and without taking
     /// room from clients.
     async fn propose_own(&self, kind: Kind) -> Result<Answer, Error> {
-        self.send(Proposal::new(kind, None, None, Instant::now() + self.shared.hold)).await
+        self.send(Proposal::new(kind, Origin::Leader, None, Instant::now() + self.shared.hold)).await
     }
 
     async fn send(

@@ -20,6 +20,7 @@ use super::{
     Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
     coalesce::{Coalescer, Ground},
     fence,
+    outbound::Outbound,
     sweep::{self, ChangeLog},
     tracker::Requests,
 };
@@ -28,6 +29,7 @@ use crate::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
         runtime::{Executor, Failure, Runtime, SystemClock, Threads},
+        transport::{NoPeers, Transport},
     },
     store::{
         self, Store,
@@ -101,6 +103,8 @@ pub struct Options {
     pub store_engine: FjallOptions,
     /// Hears of writes.
     pub observer: Arc<dyn Observer>,
+    /// The way to other nodes.
+    pub transport: Arc<dyn Transport>,
 }
 
 impl Options {
@@ -119,6 +123,7 @@ impl Options {
             store: store::Options::default(),
             store_engine: FjallOptions::default(),
             observer: Arc::new(raft::Unobserved),
+            transport: Arc::new(NoPeers),
         }
     }
 }
@@ -186,6 +191,8 @@ pub struct Parts {
     pub hold: Duration,
     /// How long changes are kept.
     pub change_log: ChangeLog,
+    /// The way to other nodes.
+    pub transport: Arc<dyn Transport>,
 }
 
 impl<R: Runtime> Node<R> {
@@ -194,13 +201,15 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { replica, engines, member, founding, hold, change_log } = parts;
+        let Parts { replica, engines, member, founding, hold, change_log, transport } = parts;
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
         let reader = replica.store.reader().clone();
         let replica = Replica::<R>::start(replica).await?;
         let requests = Requests::new(replica.starts());
         let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
         let (fences, waiting) = mpsc::channel(fence::WAITING_MAX);
+        let outbound = Outbound::new(replica.clone(), reader.clone(), transport);
+        let open = watch::Sender::new(true);
         let shared = Shared {
             replica: replica.clone(),
             reader,
@@ -212,17 +221,27 @@ impl<R: Runtime> Node<R> {
             requests: requests.clone(),
             proposals,
             fences,
+            outbound: outbound.clone(),
+            open: open.clone(),
             request_room: Arc::new(Semaphore::new(REQUESTS_MAX)),
             byte_room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
             stopping: watch::Sender::new(false),
             thread: Mutex::new(None),
         };
         let node = Self { shared: Arc::new(shared) };
-        let ground = Arc::new(Ground { replica: replica.clone(), requests, clock, failure: failure.clone() });
+        let ground = Ground {
+            replica: replica.clone(),
+            outbound: outbound.clone(),
+            open: open.subscribe(),
+            requests,
+            clock,
+            failure: failure.clone(),
+        };
+        let ground = Arc::new(ground);
         let slots = |entries| Arc::new(Semaphore::new(entries));
         let (shared, single) = (slots(SHARED_ENTRIES_MAX), slots(SINGLE_ENTRIES_MAX));
         R::spawn("coalesce", &failure, Coalescer { ground, incoming, carried: None, shared, single }.run());
-        R::spawn("fence", &failure, fence::run(replica, waiting));
+        R::spawn("fence", &failure, fence::run(replica, outbound, waiting));
         if let Some(founding) = founding {
             node.found(member, founding).await?;
         }
@@ -351,6 +370,7 @@ fn gather(
         founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
         hold: options.hold,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
+        transport: options.transport,
     })
 }
 

@@ -380,6 +380,7 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         founding: Some(founding),
         hold: Duration::from_secs(5),
         change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
+        transport: Arc::new(crate::raft::transport::NoPeers),
     })
     .await
     .unwrap()

@@ -21,6 +21,7 @@ use super::{
     machine::{self, Machine},
     network::NoPeers,
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
+    transport::Peer,
 };
 use crate::store::{self, Progress, Store, command::Answer, engine::Engine};
 
@@ -223,6 +224,13 @@ impl<R: Runtime> Replica<R> {
     /// Changes when leadership or membership change.
     pub fn role(&self) -> &watch::Receiver<Role> {
         &self.role
+    }
+
+    /// A member by its id, with where it is reached.
+    pub fn peer(&self, node: NodeId) -> Option<Peer> {
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
+        let member = metrics.membership_config.membership().get_node(&node).cloned();
+        member.map(|member| Peer { node, member })
     }
 
     /// Moves with every applied batch.

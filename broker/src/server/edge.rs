@@ -8,9 +8,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
-use super::{status::Error, streams::Streams};
+use super::{mode::request_mode, status::Error, streams::Streams};
 use crate::{
-    node::{Node, route::RequestMode},
+    node::Node,
     store::{
         self, Progress, Snapshot,
         command::{self, Answer, Kind, outcome},
@@ -20,9 +20,6 @@ use crate::{
 /// How long a burst of batches is gathered before streams are woken again. Hundreds of streams that all wake for each
 /// of thousands of batches a second would keep the machine busy with waking up alone.
 const PULSE: Duration = Duration::from_millis(1);
-
-/// Says which reads a client wants: see [`reads_locally`].
-const REQUEST_MODE: &str = "pomerium-cluster-request-mode";
 
 /// Shared by all services. Cloning is cheap.
 #[derive(Clone)]
@@ -65,12 +62,9 @@ impl Edge {
     }
 }
 
-/// Whether the client wants what this node has, however old. The last value counts.
+/// Whether the client wants what this node has, however old.
 pub(super) fn reads_locally(metadata: &MetadataMap) -> bool {
-    let mode = metadata.get_all(REQUEST_MODE).iter().next_back();
-    // What cannot be read is a mode that nobody knows.
-    let mode = RequestMode::parse(mode.map(|mode| mode.to_str().unwrap_or("unreadable")));
-    !mode.is_fenced()
+    !request_mode(metadata.as_ref()).is_fenced()
 }
 
 fn pulse(mut progress: watch::Receiver<Progress>, closing: CancellationToken) -> watch::Receiver<Progress> {
@@ -117,16 +111,6 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_last_request_mode_counts() {
-        let mut metadata = MetadataMap::new();
-        assert!(!reads_locally(&metadata));
-        for (mode, local) in [("leader", false), ("local", true), ("default", false)] {
-            metadata.append(REQUEST_MODE, mode.parse().unwrap());
-            assert_eq!(reads_locally(&metadata), local, "{mode}");
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_pulse_is_immediate_after_quiet_and_gathers_a_burst() {

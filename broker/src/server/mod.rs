@@ -1,7 +1,7 @@
 //! The gRPC edge: decode, call, encode. And the HTTP port beside it, for those who watch.
 //!
 //! ```text
-//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ deadline ─▶ auth (token) ─▶ intake (bytes) ─▶ routes ─┐
+//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ deadline ─▶ auth (token) ─▶ mode ─▶ intake (bytes) ─▶ routes ─┐
 //!                                                    records, sync, query, registry, checkpoint, health ◀──────┘
 //! ```
 //!
@@ -19,6 +19,7 @@ mod http;
 mod intake;
 mod listener;
 mod metrics;
+mod mode;
 mod pinned;
 mod query;
 mod records;
@@ -58,6 +59,7 @@ use intake::{FREE_BYTES, IntakeLayer};
 use listener::Listener;
 pub use metrics::DiskTimes;
 use metrics::{Calls, Metrics};
+use mode::ModeLayer;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,7 @@ pub struct Server {
     routes: Routes,
     calls: Calls,
     auth: auth::AuthLayer,
+    mode: ModeLayer,
     intake: IntakeLayer,
     pages: Vec<(TcpListener, Router)>,
     addresses: Addresses,
@@ -139,7 +142,17 @@ impl Server {
         let grpc_address = listener.address().map_err(failed("gRPC", grpc.address))?;
         let addresses = Addresses { grpc: grpc_address, health, metrics };
         let intake = IntakeLayer::new(grpc.limits.request_bytes_max);
-        Ok(Self { grpc: listener, routes, calls, auth, intake, pages, addresses, closing })
+        Ok(Self {
+            grpc: listener,
+            routes,
+            calls,
+            auth,
+            mode: ModeLayer(node.clone()),
+            intake,
+            pages,
+            addresses,
+            closing,
+        })
     }
 
     /// Where it listens.
@@ -151,7 +164,7 @@ impl Server {
     pub async fn serve(self) {
         let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
         let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
-        let service = layered(self.routes, calls, self.auth, self.intake);
+        let service = layered(self.routes, calls, self.auth, self.mode, self.intake);
         self.grpc.serve(service, self.closing).await;
         for page in pages {
             page.abort();
@@ -163,12 +176,13 @@ fn layered(
     routes: Routes,
     calls: CallLayer,
     auth: auth::AuthLayer,
+    mode: ModeLayer,
     intake: IntakeLayer,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
 + 'static {
-    ServiceBuilder::new().layer(calls).layer(DeadlineLayer).layer(auth).layer(intake).service(routes)
+    ServiceBuilder::new().layer(calls).layer(DeadlineLayer).layer(auth).layer(mode).layer(intake).service(routes)
 }
 
 fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflection::server::Error> {

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    node,
+    node::{self, route::Rejection},
     store::{
         self,
         command::{Reason, Rejected},
@@ -55,6 +55,8 @@ pub(super) enum Error {
     TooLate,
     /// As many streams as allowed are open.
     TooManyStreams,
+    /// The request is for a node of another role.
+    OtherNode(Rejection),
     /// The requests on their way in leave no room for this one.
     IntakeFull,
     /// The store refused the command.
@@ -106,6 +108,10 @@ impl From<Error> for Status {
                 "context deadline exceeded; if this was a write, it may still take effect",
             ),
             Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
+            Error::OtherNode(Rejection::NotLeader) => not_leader(),
+            Error::OtherNode(Rejection::UnknownMode) => {
+                with_reason(Code::InvalidArgument, "UNKNOWN_CLUSTER_REQUEST_MODE", "unknown cluster request mode")
+            }
             Error::IntakeFull => plain(
                 Code::ResourceExhausted,
                 "too many large requests are being received: try again later, or send fewer records at once",
@@ -147,9 +153,15 @@ fn unplaced(error: &node::Error) -> Status {
     match error {
         node::Error::NotInitialized => not_initialized(),
         node::Error::NoLeader => with_reason(Code::Unavailable, "CLUSTER_HAS_NO_LEADER", "cluster has no leader"),
+        node::Error::NotLeader => not_leader(),
         node::Error::ShuttingDown => Error::Closing.into(),
         node::Error::Overloaded | node::Error::Failed { .. } => Status::new(Code::Unavailable, error.to_string()),
     }
+}
+
+fn not_leader() -> Status {
+    let text = "request cannot be handled because the node is not the leader";
+    with_reason(Code::FailedPrecondition, "NODE_IS_NOT_LEADER", text)
 }
 
 fn not_initialized() -> Status {
