@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
+use databroker_proto::internal::ShapeMember;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -17,12 +18,13 @@ use tokio::{
 
 use self::{
     coalesce::{Origin, Proposal, Room},
+    directory::Directory,
     outbound::Outbound,
     tracker::Requests,
 };
 use crate::{
     raft::{
-        Replica,
+        Member, Replica,
         runtime::{Clock, Failure, Runtime, Tokio},
     },
     store::{
@@ -32,17 +34,28 @@ use crate::{
     },
 };
 
+mod admin;
+mod answer;
 mod coalesce;
+mod directory;
 mod fence;
 mod forward;
+mod handover;
+mod hello;
 mod open;
 mod outbound;
+mod retire;
 pub mod route;
 pub mod shape;
+mod steward;
 mod sweep;
 mod tracker;
 
 pub use self::{
+    admin::AdminError,
+    answer::Refused,
+    handover::Error as HandoverError,
+    hello::Seeds,
     open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
     sweep::ChangeLog,
 };
@@ -101,7 +114,6 @@ struct Shared<R: Runtime> {
     replica: Replica<R>,
     reader: Reader,
     engines: Engines,
-    name: String,
     hold: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
@@ -111,12 +123,27 @@ struct Shared<R: Runtime> {
     outbound: Outbound<R>,
     /// Whether writes are placed; false while leadership is handed over.
     open: watch::Sender<bool>,
+    /// Who was heard.
+    directory: Directory,
+    /// Where peers may be found.
+    seeds: Arc<dyn Seeds>,
+    /// This node as its peers will know it.
+    member: Member,
+    /// The members that the configuration lists: the first shape.
+    configured: Vec<ShapeMember>,
+    /// What the leader does next, for people; empty when there is nothing to do.
+    next_step: watch::Sender<String>,
+    /// How many bytes the data takes, and how many are free on its volume. May read from the disk.
+    disk: Disk,
     request_room: Arc<Semaphore>,
     byte_room: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
     /// The thread of openraft's runtime; none where the node runs on its caller's.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// Tells how many bytes the data takes, and how many are free on its volume.
+pub type Disk = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
 
 /// The engines below a node.
 #[derive(Clone)]
@@ -259,7 +286,7 @@ impl<R: Runtime> Node<R> {
         Status {
             cluster_id: self.shared.reader.snapshot().cluster_id().map(str::to_owned),
             node_id: self.shared.replica.node_id(),
-            name: self.shared.name.clone(),
+            name: self.shared.member.name.clone(),
             leader: role.leads,
             term: role.term,
             last_log_index: picture.last_log_index,

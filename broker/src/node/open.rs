@@ -9,18 +9,21 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use databroker_proto::internal::Init;
+use databroker_proto::internal::{Init, ShapeMember};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
+    Disk, Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
     coalesce::{Coalescer, Ground},
+    directory::Directory,
     fence,
+    hello::{self, Seeds},
     outbound::Outbound,
+    steward,
     sweep::{self, ChangeLog},
     tracker::Requests,
 };
@@ -29,7 +32,7 @@ use crate::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
         runtime::{Executor, Failure, Runtime, SystemClock, Threads},
-        transport::{NoPeers, Transport},
+        transport::{NoPeers, Peer, Transport},
     },
     store::{
         self, Store,
@@ -105,6 +108,10 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// The way to other nodes.
     pub transport: Arc<dyn Transport>,
+    /// Where other nodes may be found.
+    pub seeds: Arc<dyn Seeds>,
+    /// Who is to be a member from the beginning.
+    pub configured: Vec<ShapeMember>,
 }
 
 impl Options {
@@ -124,6 +131,8 @@ impl Options {
             store_engine: FjallOptions::default(),
             observer: Arc::new(raft::Unobserved),
             transport: Arc::new(NoPeers),
+            seeds: Arc::new(Vec::<Peer>::new()),
+            configured: Vec::new(),
         }
     }
 }
@@ -191,8 +200,25 @@ pub struct Parts {
     pub hold: Duration,
     /// How long changes are kept.
     pub change_log: ChangeLog,
-    /// The way to other nodes.
-    pub transport: Arc<dyn Transport>,
+    /// What it knows of others.
+    pub peers: Peers,
+}
+
+/// What a node is told about others.
+#[derive(Clone)]
+pub struct Peers {
+    /// Where they may be found.
+    pub seeds: Arc<dyn Seeds>,
+    /// Who is to be a member from the beginning; empty: this node alone, or whoever an operator names.
+    pub configured: Vec<ShapeMember>,
+    /// The space its own data takes.
+    pub disk: Disk,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { seeds: Arc::new(Vec::<Peer>::new()), configured: Vec::new(), disk: Arc::new(|| (0, 0)) }
+    }
 }
 
 impl<R: Runtime> Node<R> {
@@ -201,7 +227,9 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { replica, engines, member, founding, hold, change_log, transport } = parts;
+        let Parts { replica, engines, member, founding, hold, change_log, peers } = parts;
+        let Peers { seeds, configured, disk } = peers;
+        let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
         let reader = replica.store.reader().clone();
         let replica = Replica::<R>::start(replica).await?;
@@ -214,7 +242,6 @@ impl<R: Runtime> Node<R> {
             replica: replica.clone(),
             reader,
             engines,
-            name: member.name.clone(),
             hold,
             clock: clock.clone(),
             failure: failure.clone(),
@@ -223,6 +250,12 @@ impl<R: Runtime> Node<R> {
             fences,
             outbound: outbound.clone(),
             open: open.clone(),
+            directory: Directory::default(),
+            seeds: seeds.clone(),
+            member: member.clone(),
+            configured,
+            next_step: watch::Sender::default(),
+            disk,
             request_room: Arc::new(Semaphore::new(REQUESTS_MAX)),
             byte_room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
             stopping: watch::Sender::new(false),
@@ -246,12 +279,14 @@ impl<R: Runtime> Node<R> {
             node.found(member, founding).await?;
         }
         R::spawn("sweep", &failure, sweep::run(Arc::downgrade(&node.shared), change_log));
+        R::spawn("hello", &failure, hello::run(Arc::downgrade(&node.shared), seeds));
+        R::spawn("steward", &failure, steward::run(Arc::downgrade(&node.shared)));
         Ok(node)
     }
 
     /// Makes this node a cluster of one, unless it belongs to a cluster. A crash between the steps does no harm: each
     /// is done only if it was not done before.
-    async fn found(&self, member: Member, founding: Founding) -> Result<(), OpenError> {
+    pub(super) async fn found(&self, member: Member, founding: Founding) -> Result<(), OpenError> {
         self.shared.replica.initialize(member).await?;
         let mut role = self.shared.replica.role().clone();
         let role = *role.wait_for(|role| role.initialized).await.map_err(|_| OpenError::Ended)?;
@@ -361,7 +396,9 @@ fn gather(
         failure,
         timers: options.timers,
         retention: options.retention,
+        transport: options.transport,
     };
+    let disk = disk(options.storage.clone(), engines.clone());
     let bytes_max = options.change_log_bytes_max.unwrap_or_else(|| change_log_bytes(&options.storage));
     Ok(Parts {
         replica,
@@ -370,7 +407,7 @@ fn gather(
         founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
         hold: options.hold,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
-        transport: options.transport,
+        peers: Peers { seeds: options.seeds, configured: options.configured, disk },
     })
 }
 
@@ -386,6 +423,29 @@ fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<Engines, 
 
 fn in_memory() -> Engines {
     Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store: Arc::new(Memory::new(&Keyspace::names())) }
+}
+
+/// How old the sizes of the disk may be: looking at them may take milliseconds, and nobody is to wait for that often.
+const DISK_LOOK: Duration = Duration::from_secs(10);
+
+/// Bytes taken by log and store, and free on their volume.
+fn disk(storage: Storage, engines: Engines) -> Disk {
+    let look = move || {
+        let taken = engines.log.stats().bytes + engines.store.stats().bytes;
+        let free = match &storage {
+            Storage::Folder(path) => fs4::available_space(path).unwrap_or(0),
+            Storage::Memory => 0,
+        };
+        (taken, free)
+    };
+    let last = Mutex::new(None);
+    Arc::new(move || {
+        let mut last = last.lock();
+        let (at, sizes) =
+            last.filter(|(at, _): &(Instant, _)| at.elapsed() < DISK_LOOK).unwrap_or_else(|| (Instant::now(), look()));
+        *last = Some((at, sizes));
+        sizes
+    })
 }
 
 /// A quarter of the volume, at most 1 GiB; that as well where the size of the volume is unknown.

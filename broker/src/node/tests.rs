@@ -371,6 +371,7 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         failure: Failure::default(),
         timers: Default::default(),
         retention: Default::default(),
+        transport: Arc::new(crate::raft::transport::NoPeers),
     };
     let founding = Founding { cluster_id: "c".into(), server_version: 7.try_into().unwrap() };
     Node::<openraft_rt_in_tests::Seeded>::start(Parts {
@@ -380,7 +381,7 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         founding: Some(founding),
         hold: Duration::from_secs(5),
         change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
-        transport: Arc::new(crate::raft::transport::NoPeers),
+        peers: Default::default(),
     })
     .await
     .unwrap()

@@ -43,5 +43,6 @@ mod model_tests;
 #[cfg(test)]
 mod samples;
 
+pub use apply::check_shape;
 pub use machine::{Error, Options, Position, Step, Store};
 pub use snapshot::{Progress, Reader, Snapshot};

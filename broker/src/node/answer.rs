@@ -1,0 +1,110 @@
+//! What other nodes ask of this one. Each question is checked for whom it is before anything is done about it.
+
+use databroker_proto::internal::{Envelope, PeerReply, PeerRequest, ReadIndexReply, peer_reply, peer_request};
+
+use super::{Node, forward};
+use crate::raft::{self, NodeId, runtime::Runtime};
+
+/// Why a question is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It says not for whom it is, or not what it asks: a newer release may ask what this one does not know.
+    #[error("the message has no {0} that this release knows")]
+    Missing(&'static str),
+    /// It is for another node: addresses are used again, node ids are not.
+    #[error("the message is for node {to:x}, this is node {me:x}")]
+    Node {
+        /// For whom it is.
+        to: NodeId,
+        /// Who this is.
+        me: NodeId,
+    },
+    /// It comes from another cluster.
+    #[error("the message is of cluster {theirs}, this node belongs to cluster {ours}")]
+    Cluster {
+        /// Whose it is.
+        theirs: String,
+        /// Whose this node is.
+        ours: String,
+    },
+    /// Raft cannot take it.
+    #[error(transparent)]
+    Raft(#[from] raft::RpcError),
+    /// It forwards what is not forwarded.
+    #[error(transparent)]
+    Forward(#[from] forward::Unfit),
+    /// A snapshot could not be taken over.
+    #[error(transparent)]
+    Install(#[from] raft::InstallError),
+}
+
+/// Says whether a message is for this node. A node without a cluster takes what is addressed to its id: nobody else can
+/// know that. In a greeting the other's id, and either's cluster, may be unknown.
+fn check(envelope: &Envelope, me: NodeId, ours: &str, greeting: bool) -> Result<(), Refused> {
+    let Envelope { cluster_id, to, .. } = envelope;
+    let for_me = *to == me || (greeting && *to == 0);
+    if !for_me {
+        return Err(Refused::Node { to: *to, me });
+    }
+    if cluster_id == ours || ours.is_empty() || (greeting && cluster_id.is_empty()) {
+        Ok(())
+    } else {
+        Err(Refused::Cluster { theirs: cluster_id.clone(), ours: ours.into() })
+    }
+}
+
+impl<R: Runtime> Node<R> {
+    /// Answers another node.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn answer(&self, request: PeerRequest) -> Result<PeerReply, Refused> {
+        let envelope = request.envelope.ok_or(Refused::Missing("envelope"))?;
+        let kind = request.kind.ok_or(Refused::Missing("kind"))?;
+        let me = self.shared.replica.node_id();
+        self.check(&envelope, matches!(kind, peer_request::Kind::Hello(_)))?;
+        let kind = match kind {
+            peer_request::Kind::ReadIndex(_) => self.answer_read_index().await,
+            peer_request::Kind::Forward(request) => self.answer_forward(request).await?,
+            peer_request::Kind::Hello(request) => self.answer_hello(request)?,
+            peer_request::Kind::Retire(request) => self.answer_retire(request).await?,
+            raft => self.shared.replica.handle(raft).await?,
+        };
+        Ok(PeerReply { from: me, kind: Some(kind) })
+    }
+
+    /// Says whether a message is for this node.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self, envelope: &Envelope, greeting: bool) -> Result<(), Refused> {
+        let snapshot = self.shared.reader.snapshot();
+        let ours = snapshot.cluster_id().unwrap_or_default();
+        check(envelope, self.shared.replica.node_id(), ours, greeting)
+    }
+
+    async fn answer_read_index(&self) -> peer_reply::Kind {
+        match self.shared.replica.read_index().await {
+            Ok(index) => peer_reply::Kind::ReadIndex(ReadIndexReply { index }),
+            Err(_) => self.not_leader(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_another_node_or_cluster_is_refused() {
+        let envelope = |cluster: &str, to| Envelope { cluster_id: cluster.into(), from: 1, to };
+        let taken = |cluster, to, ours, greeting| check(&envelope(cluster, to), 7, ours, greeting).is_ok();
+        assert!(taken("c", 7, "c", false));
+        assert!(taken("c", 7, "", false), "a node without a cluster is told by whoever knows its id");
+        assert!(!taken("d", 7, "c", false));
+        assert!(!taken("", 7, "c", false));
+        assert!(!taken("c", 8, "c", false) && !taken("c", 0, "c", false));
+        assert!(taken("", 0, "c", true) && taken("c", 0, "", true) && taken("", 7, "", true));
+        assert!(!taken("d", 0, "c", true) && !taken("c", 8, "c", true));
+    }
+}

@@ -1,0 +1,103 @@
+//! What nodes have said about themselves lately, by name. Nothing here is decided by it alone: it may be old, and a
+//! peer may say anything its certificate does not forbid.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use databroker_proto::internal::Introduction;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::raft::NodeId;
+
+/// What was heard longer ago than this says nothing about now: several rounds of Hello.
+pub(super) const LATELY: Duration = Duration::from_secs(4);
+
+/// Names remembered at most: far more than a cluster has, or had while it was scaled up and down.
+const NAMES_MAX: usize = 64;
+
+/// One node's own words, and when it spoke.
+#[derive(Clone, Debug)]
+pub(super) struct Heard {
+    pub(super) said: Introduction,
+    pub(super) at: Instant,
+}
+
+impl Heard {
+    /// Whether it spoke a moment ago.
+    pub(super) fn is_recent(&self) -> bool {
+        self.at.elapsed() <= LATELY
+    }
+}
+
+/// Who was heard.
+#[derive(Debug, Default)]
+pub(super) struct Directory(Mutex<BTreeMap<String, Heard>>);
+
+impl Directory {
+    /// Takes note of what a node says about itself.
+    pub(super) fn note(&self, said: Introduction) {
+        let mut heard = self.0.lock();
+        heard.insert(said.name.clone(), Heard { said, at: Instant::now() });
+        while heard.len() > NAMES_MAX {
+            let oldest = heard.iter().min_by_key(|(_, heard)| heard.at).map(|(name, _)| name.clone());
+            oldest.and_then(|name| heard.remove(&name));
+        }
+    }
+
+    /// Everybody, by name.
+    pub(super) fn all(&self) -> BTreeMap<String, Heard> {
+        self.0.lock().clone()
+    }
+
+    /// Names of those who spoke lately and belong to this cluster, or to none yet, with the node that runs there.
+    pub(super) fn recent(&self, cluster_id: &str) -> BTreeMap<String, NodeId> {
+        let heard = self.0.lock();
+        let ours = |said: &Introduction| said.cluster_id.is_empty() || said.cluster_id == cluster_id;
+        let recent = heard.iter().filter(|(_, heard)| heard.is_recent() && ours(&heard.said));
+        recent.map(|(name, heard)| (name.clone(), heard.said.node)).collect()
+    }
+
+    /// The clusters that those who spoke lately belong to.
+    pub(super) fn clusters(&self) -> BTreeSet<String> {
+        let heard = self.0.lock();
+        let recent = heard.values().filter(|heard| heard.is_recent() && !heard.said.cluster_id.is_empty());
+        recent.map(|heard| heard.said.cluster_id.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn introduction(name: &str, node: NodeId, cluster_id: &str) -> Introduction {
+        Introduction { name: name.into(), node, cluster_id: cluster_id.into(), ..Introduction::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_was_heard_lately_of_this_cluster_or_none_counts() {
+        let directory = Directory::default();
+        directory.note(introduction("old", 1, "c"));
+        tokio::time::advance(LATELY + Duration::from_millis(1)).await;
+        directory.note(introduction("new", 2, ""));
+        directory.note(introduction("member", 3, "c"));
+        directory.note(introduction("foreign", 4, "other"));
+        let recent = directory.recent("c");
+        assert_eq!(recent, BTreeMap::from([("member".into(), 3), ("new".into(), 2)]));
+        assert_eq!(directory.clusters(), BTreeSet::from(["c".into(), "other".into()]));
+        assert_eq!(directory.all().len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_is_forgotten_when_there_are_too_many() {
+        let directory = Directory::default();
+        for node in 0..=NAMES_MAX as u64 {
+            directory.note(introduction(&format!("n{node}"), node, ""));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(directory.all().len(), NAMES_MAX);
+        assert!(!directory.all().contains_key("n0"));
+    }
+}
