@@ -59,8 +59,9 @@ pub type Transport = InterceptedService<Channel, Token>;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectArgs {
-    /// Server: host:port, http://host:port (plaintext) or https://host:port (TLS) [default: the file `address` in the
-    /// data folder, else http://127.0.0.1:5443]
+    /// Server: host:port, http://host:port (plaintext) or https://host:port (TLS); several with commas between them are
+    /// the nodes of one cluster, of which any that answers is used [default: the file `address` in the data folder, else
+    /// http://127.0.0.1:5443]
     #[arg(long, global = true, env = "DATABROKER_ADDRESS", value_name = "ADDRESS")]
     pub address: Option<String>,
 
@@ -113,24 +114,38 @@ impl ConnectArgs {
     /// Connects, and hands out clients. The token is not tried before the first call.
     ///
     /// # Errors
-    /// When address, secret or authority cannot be read, or nobody answers at the address in time.
+    /// When address, secret or authority cannot be read, or nobody answers at any of the addresses in time.
     pub async fn connect(&self) -> Result<Connection, Failure> {
-        let address = self.resolve_address()?;
-        let key = self.resolve_key()?;
-        let endpoint = self.endpoint(&address)?;
-        let channel = tokio::time::timeout(self.timeout, endpoint.connect())
-            .await
-            .map_err(|_| Failure::NoAnswer { address: address.to_string(), timeout: self.timeout })?
-            .map_err(|source| Failure::connect(&address, source))?;
-        Ok(Connection { address, channel, token: Token::new(&key), timeout: self.timeout })
+        let addresses = self.resolve_addresses()?;
+        let token = Token::new(&self.resolve_key()?);
+        let endpoints = addresses.iter().map(|address| self.endpoint(address)).collect::<Result<Vec<_>, _>>()?;
+        let mut failed = None;
+        for (address, endpoint) in addresses.iter().zip(&endpoints) {
+            match self.reach(address, endpoint).await {
+                Ok(channel) => {
+                    let several = endpoints.len() > 1;
+                    let channel = if several { Channel::balance_list(endpoints.iter().cloned()) } else { channel };
+                    return Ok(Connection { address: address.clone(), channel, token, timeout: self.timeout });
+                }
+                Err(failure) => failed = Some(failure),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Failure::MalformedAddress { address: String::new() }))
     }
 
-    fn resolve_address(&self) -> Result<Uri, Failure> {
+    async fn reach(&self, address: &Uri, endpoint: &Endpoint) -> Result<Channel, Failure> {
+        tokio::time::timeout(self.timeout, endpoint.connect())
+            .await
+            .map_err(|_| Failure::NoAnswer { address: address.to_string(), timeout: self.timeout })?
+            .map_err(|source| Failure::connect(address, source))
+    }
+
+    fn resolve_addresses(&self) -> Result<Vec<Uri>, Failure> {
         let text = match &self.address {
             Some(address) => address.clone(),
             None => address_in(&self.data_dir)?.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned()),
         };
-        parse_address(&text)
+        text.split(',').map(|one| parse_address(one.trim())).collect()
     }
 
     fn resolve_key(&self) -> Result<SharedKey, Failure> {
@@ -359,13 +374,15 @@ mod tests {
     fn address_and_secret_are_found_in_the_data_folder() {
         let folder = tempfile::tempdir().unwrap();
         let args = args(folder.path());
-        assert_eq!(args.resolve_address().unwrap().to_string(), "http://127.0.0.1:5443/");
+        assert_eq!(args.resolve_addresses().unwrap(), [parse_address("127.0.0.1:5443").unwrap()]);
         assert!(matches!(args.resolve_key(), Err(Failure::NoSecret { .. })));
 
         let key = SharedKey::from_bytes([3; 32]);
         fs::write(folder.path().join(ADDRESS_FILE), "http://127.0.0.1:7000\n").unwrap();
         fs::write(folder.path().join(SECRET_FILE), key.to_base64()).unwrap();
-        assert_eq!(args.resolve_address().unwrap().to_string(), "http://127.0.0.1:7000/");
+        assert_eq!(args.resolve_addresses().unwrap(), [parse_address("127.0.0.1:7000").unwrap()]);
+        let several = ConnectArgs { address: Some("a:1, https://b:2".into()), ..args.clone() };
+        assert_eq!(several.resolve_addresses().unwrap().len(), 2);
         assert_eq!(args.resolve_key().unwrap(), key);
     }
 

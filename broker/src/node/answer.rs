@@ -29,10 +29,13 @@ pub enum Refused {
     },
     /// Raft cannot take it.
     #[error(transparent)]
-    Raft(#[from] raft::RpcError),
+    Raft(#[from] raft::HandleError),
     /// It forwards what is not forwarded.
     #[error(transparent)]
     Forward(#[from] forward::Unfit),
+    /// That this node is retired cannot be written down.
+    #[error("cannot write down that this node is retired: {0}")]
+    Retire(#[source] std::io::Error),
     /// A snapshot could not be taken over.
     #[error(transparent)]
     Install(#[from] raft::InstallError),

@@ -140,6 +140,7 @@ impl<R: Runtime> Node<R> {
         let (snapshot, role, picture) = (shared.reader.snapshot(), self.role(), shared.replica.picture());
         let (progress, member) = (snapshot.progress(), &shared.member);
         let (disk_bytes, disk_bytes_free) = (shared.disk)();
+        let members = shared.replica.members().members;
         Introduction {
             node: shared.replica.node_id(),
             name: member.name.clone(),
@@ -150,7 +151,7 @@ impl<R: Runtime> Node<R> {
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
             leader: role.leader.unwrap_or(0),
-            members: shared.replica.members().to_messages(),
+            members: members.into_iter().map(|(node, member)| message_of(node, member)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),
             disk_bytes,
@@ -165,6 +166,11 @@ impl<R: Runtime> Node<R> {
 
 fn member_of(wanted: internal::ShapeMember) -> Member {
     Member { name: wanted.name, raft_address: wanted.raft_address, grpc_address: wanted.grpc_address }
+}
+
+fn message_of(node: NodeId, member: Member) -> internal::Member {
+    let Member { name, raft_address, grpc_address } = member;
+    internal::Member { node, name, raft_address, grpc_address }
 }
 
 /// A digest over the configured members, whatever their order; empty without any.

@@ -21,7 +21,7 @@ impl<R: Runtime> Node<R> {
         if request.node != me {
             return Err(Refused::Node { to: request.node, me });
         }
-        self.shared.replica.retire().await?;
+        self.shared.replica.retire().await.map_err(Refused::Retire)?;
         let failure = self.shared.failure.clone();
         R::spawn("farewell", &self.shared.failure, async move {
             tokio::time::sleep(FAREWELL).await;
@@ -39,6 +39,6 @@ impl<R: Runtime> Node<R> {
             peer = who,
             "a peer says that this node was removed from the cluster: it will not stand for election"
         );
-        self.shared.replica.stand_back();
+        self.shared.replica.set_campaigns(false);
     }
 }

@@ -75,8 +75,7 @@ impl<R: Runtime> Node<R> {
         let replica = &self.shared.replica;
         let taken = match step {
             Step::Reached | Step::Wait(_) => return,
-            Step::AddLearner(node, member) => replica.add_learner(node, member).await,
-            Step::Readdress(node, member) => replica.readdress(node, member).await,
+            Step::AddLearner(node, member) | Step::Readdress(node, member) => replica.add_learner(node, member).await,
             Step::ChangeVoters(voters) => replica.change_voters(voters).await,
             Step::RemoveLearners(nodes) => replica.remove_learners(nodes).await,
             Step::HandOver(node) => {

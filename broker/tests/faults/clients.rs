@@ -1,0 +1,224 @@
+//! Clients that go from node to node as they must, and remember what they were told.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use databroker::jwt::{METADATA_KEY, SharedKey, Signer};
+use databroker_proto::{
+    Record,
+    databroker::{
+        PutRequest, SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response,
+    },
+};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+/// How long a call may take, over all nodes it is tried on.
+pub const DEADLINE: Duration = Duration::from_secs(6);
+
+/// The type of the records that writers write.
+pub const TYPE: &str = "faults";
+
+/// Ids each writer uses in turn: few, so that records are overwritten.
+const IDS: u64 = 50;
+
+pub type Client = DataBrokerServiceClient<InterceptedService<Channel, Token>>;
+
+/// Adds a valid token to each call.
+#[derive(Clone)]
+pub struct Token(MetadataValue<Ascii>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(METADATA_KEY, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// The nodes as clients know them.
+#[derive(Clone)]
+pub struct Addresses {
+    pub ports: Vec<u16>,
+    pub key: SharedKey,
+}
+
+impl Addresses {
+    /// A client of one node. It connects when it is first used.
+    pub fn client(&self, node: usize) -> Client {
+        let address = format!("http://127.0.0.1:{}", self.ports[node % self.ports.len()]);
+        let endpoint = Endpoint::from_shared(address).expect("it is a URL").connect_timeout(Duration::from_millis(500));
+        // As Go clients do: a server that does not answer is noticed.
+        let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(2));
+        let endpoint = endpoint.keep_alive_timeout(Duration::from_secs(1)).keep_alive_while_idle(true);
+        let token = Signer::new(&self.key).sign(SystemTime::now()).expect("a token can be signed");
+        let token = Token(token.parse().expect("a token is ASCII"));
+        DataBrokerServiceClient::new(InterceptedService::new(endpoint.connect_lazy(), token))
+            .max_decoding_message_size(64 << 20)
+    }
+}
+
+/// What all clients together were told.
+#[derive(Default)]
+pub struct Told {
+    /// The last acknowledged write of each record: its version and its content.
+    pub acknowledged: Mutex<BTreeMap<String, (u64, String)>>,
+    /// When each write was acknowledged, in microseconds since the start.
+    pub acknowledgements: Mutex<Vec<u64>>,
+    pub calls: AtomicU64,
+    pub failed: AtomicU64,
+    pub first_failure: Mutex<Option<String>>,
+    /// Streams that were told to begin again from nothing.
+    pub resyncs: AtomicU64,
+    /// What streams did that they must not.
+    pub violations: Mutex<Vec<String>>,
+    pub events: AtomicU64,
+}
+
+/// Writers and streams at work.
+pub struct Load {
+    pub told: Arc<Told>,
+    pub began: Instant,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+    streams: Vec<(JoinHandle<()>, Arc<AtomicU64>)>,
+}
+
+impl Load {
+    pub fn start(addresses: &Addresses, writers: usize, streams: usize, server_version: u64) -> Self {
+        let (told, stop, began) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(false)), Instant::now());
+        let tasks = (0..writers)
+            .map(|writer| tokio::spawn(write(addresses.clone(), writer, told.clone(), stop.clone(), began)))
+            .collect();
+        let streams = (0..streams)
+            .map(|stream| {
+                let at = Arc::new(AtomicU64::new(0));
+                (tokio::spawn(follow(addresses.clone(), stream, server_version, told.clone(), at.clone())), at)
+            })
+            .collect();
+        Self { told, began, stop, tasks, streams }
+    }
+
+    /// The longest time without an acknowledged write that began after a moment.
+    pub fn gap_since(&self, since: Instant) -> Duration {
+        let from = since.duration_since(self.began).as_micros() as u64;
+        let times = self.told.acknowledgements.lock();
+        let mut relevant: Vec<u64> = times.iter().copied().filter(|time| *time >= from.saturating_sub(50_000)).collect();
+        relevant.sort_unstable();
+        let gaps = relevant.windows(2).map(|pair| pair[1] - pair[0]);
+        Duration::from_micros(gaps.max().unwrap_or(0))
+    }
+
+    /// Ends the writers, waits until every stream has seen `upto`, and ends the streams.
+    pub async fn end(self, upto: impl AsyncFnOnce() -> u64) -> Arc<Told> {
+        self.stop.store(true, Relaxed);
+        for task in self.tasks {
+            task.await.expect("a writer does not panic");
+        }
+        let upto = upto().await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        for (stream, (task, at)) in self.streams.into_iter().enumerate() {
+            while at.load(Relaxed) < upto {
+                if Instant::now() > deadline {
+                    let missing = format!("stream {stream} stands at {} of {upto}", at.load(Relaxed));
+                    self.told.violations.lock().push(missing);
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            task.abort();
+        }
+        self.told
+    }
+}
+
+async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<AtomicBool>, began: Instant) {
+    let mut clients: Vec<_> = (0..addresses.ports.len()).map(|node| addresses.client(node)).collect();
+    let mut node = writer % clients.len();
+    for count in 0_u64.. {
+        if stop.load(Relaxed) {
+            return;
+        }
+        let (id, text) = (format!("{writer}-{}", count % IDS), format!("{writer}.{count}"));
+        let deadline = Instant::now() + DEADLINE;
+        told.calls.fetch_add(1, Relaxed);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                told.failed.fetch_add(1, Relaxed);
+                break;
+            }
+            let mut request = Request::new(PutRequest { records: vec![record(&id, &text).into()] });
+            request.set_timeout(left);
+            match tokio::time::timeout(left, clients[node].put(request)).await {
+                Ok(Ok(response)) => {
+                    let version = response.into_inner().records[0].to_record().expect("it is a record").version;
+                    told.acknowledgements.lock().push(began.elapsed().as_micros() as u64);
+                    told.acknowledged.lock().insert(id, (version, text));
+                    break;
+                }
+                Ok(Err(status)) => {
+                    told.first_failure.lock().get_or_insert_with(|| format!("{status}"));
+                    // The node is gone, or cannot place the write: another may.
+                    node = (node + 1) % clients.len();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(_) => node = (node + 1) % clients.len(),
+            }
+        }
+        // A new token before the old one is over.
+        if count % 5_000 == 4_999 {
+            clients = (0..addresses.ports.len()).map(|node| addresses.client(node)).collect();
+        }
+    }
+}
+
+async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: Arc<Told>, at: Arc<AtomicU64>) {
+    for attempt in stream.. {
+        let mut client = addresses.client(attempt);
+        let request =
+            SyncRequest { server_version, record_version: at.load(Relaxed), r#type: String::new(), wait: Some(true) };
+        let Ok(Ok(response)) = tokio::time::timeout(DEADLINE, client.sync(request)).await else { continue };
+        let mut messages = response.into_inner();
+        loop {
+            match messages.message().await {
+                Ok(Some(message)) => {
+                    let Some(sync_response::Response::Record(record)) = message.response else { continue };
+                    let version = record.to_record().expect("it is a record").version;
+                    let expected = at.load(Relaxed) + 1;
+                    if version != expected {
+                        told.violations.lock().push(format!("stream {stream}: {version} came instead of {expected}"));
+                    }
+                    at.store(version, Relaxed);
+                    told.events.fetch_add(1, Relaxed);
+                }
+                Ok(None) => break,
+                Err(status) => {
+                    match status.code() {
+                        Code::Aborted => _ = told.resyncs.fetch_add(1, Relaxed),
+                        Code::Cancelled => told.violations.lock().push(format!("stream {stream}: {status}")),
+                        _ => {}
+                    }
+                    break;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn record(id: &str, text: &str) -> Record {
+    let data = prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
+    Record { r#type: TYPE.into(), id: id.into(), data: Some(data), ..Record::default() }
+}

@@ -1,0 +1,241 @@
+//! Brokers as processes of their own, that form a cluster on loopback, and what can be done to them.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use databroker::jwt::SharedKey;
+
+use crate::proxy::Proxy;
+
+/// What takes longer than this hangs. Generous: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+fn binary() -> std::ffi::OsString {
+    std::env::var_os("DATABROKER_BINARY").unwrap_or(env!("CARGO_BIN_EXE_databroker").into())
+}
+
+/// A port that was free a moment ago. Configurations have to name it before anybody listens there.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("loopback has ports").local_addr().expect("it is bound").port()
+}
+
+/// One node: its files, its ports, and its process while it runs.
+pub struct Node {
+    pub name: String,
+    pub folder: PathBuf,
+    pub grpc: u16,
+    config: PathBuf,
+    raft: u16,
+    health: u16,
+    child: Option<Child>,
+}
+
+/// All nodes. Peers reach each other through a proxy per node.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub proxies: Vec<Proxy>,
+    pub key: SharedKey,
+    _parent: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts nodes and founds a cluster of them.
+    pub async fn start(nodes: usize) -> Self {
+        let mut cluster = Self::prepare(nodes).await;
+        (0..nodes).for_each(|node| cluster.spawn(node));
+        cluster.run_tool(0, &["cluster", "init"]);
+        cluster.wait_for("all nodes vote", |status| {
+            let voters = status["members"].as_array().into_iter().flatten();
+            let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).count();
+            voting == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+        })
+        .await;
+        cluster
+    }
+
+    async fn prepare(count: usize) -> Self {
+        let parent = tempfile::tempdir().expect("a temporary folder can be made");
+        let key = SharedKey::from_bytes(rand::random());
+        let mut nodes: Vec<Node> = (1..=count).map(|number| Node::new(parent.path(), number)).collect();
+        let mut proxies = Vec::new();
+        for node in &nodes {
+            proxies.push(Proxy::start(node.raft).await);
+        }
+        let members: String = nodes
+            .iter()
+            .zip(&proxies)
+            .map(|(node, proxy)| {
+                format!(
+                    "  - id: {}\n    grpc_address: http://127.0.0.1:{}\n    raft_address: 127.0.0.1:{}\n",
+                    node.name, node.grpc, proxy.port
+                )
+            })
+            .collect();
+        nodes.iter_mut().for_each(|node| node.configure(&members, &key));
+        Self { nodes, proxies, key, _parent: parent }
+    }
+
+    /// Starts a node's process.
+    pub fn spawn(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        let log = File::options().create(true).append(true).open(node.folder.with_extension("log"));
+        let child = Command::new(binary())
+            .args(["serve", "--config"])
+            .arg(&node.config)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("the log can be opened"))
+            .spawn()
+            .expect("the binary starts");
+        node.child = Some(child);
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, node: usize) {
+        if let Some(mut child) = self.nodes[node].child.take() {
+            child.kill().expect("the child can be killed");
+            child.wait().expect("the child can be waited for");
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self, node: usize) {
+        let Some(mut child) = self.nodes[node].child.take() else { return };
+        signal(child.id(), "TERM");
+        let began = Instant::now();
+        while child.try_wait().expect("the child can be waited for").is_none() {
+            assert!(began.elapsed() < PATIENCE, "{} does not end", self.nodes[node].name);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// SIGSTOP.
+    pub fn freeze(&self, node: usize) {
+        self.nodes[node].child.iter().for_each(|child| signal(child.id(), "STOP"));
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self, node: usize) {
+        self.nodes[node].child.iter().for_each(|child| signal(child.id(), "CONT"));
+    }
+
+    /// Loses the disk of a node that does not run.
+    pub fn wipe(&self, node: usize) {
+        fs::remove_dir_all(&self.nodes[node].folder).expect("the folder can be removed");
+    }
+
+    /// The process of a node, if it runs.
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node].child.as_ref().map(Child::id)
+    }
+
+    /// Whether a node's process was started and not ended by us.
+    pub fn runs(&self, node: usize) -> bool {
+        self.nodes[node].child.is_some()
+    }
+
+    /// Who leads, by the word of any node that answers.
+    pub fn leader(&self) -> Option<usize> {
+        let running = (0..self.nodes.len()).filter(|node| self.runs(*node));
+        running.into_iter().find_map(|node| {
+            let name = self.status(node)?["leader"].as_str()?.to_owned();
+            self.nodes.iter().position(|node| node.name == name)
+        })
+    }
+
+    /// How the cluster stands, in the eyes of one node.
+    pub fn status(&self, node: usize) -> Option<serde_json::Value> {
+        let output = self.tool(node, &["cluster", "status", "-o", "json"]).output().expect("the binary starts");
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Runs a tool against one node and expects it to succeed, soon.
+    pub fn run_tool(&self, node: usize, arguments: &[&str]) {
+        let began = Instant::now();
+        loop {
+            let output = self.tool(node, arguments).output().expect("the binary starts");
+            if output.status.success() {
+                return;
+            }
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(began.elapsed() < PATIENCE, "{arguments:?}: {said}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn tool(&self, node: usize, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--config").arg(&self.nodes[node].config).env_clear();
+        command
+    }
+
+    /// Waits until some node that runs says so.
+    pub async fn wait_for(&self, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+        let began = Instant::now();
+        loop {
+            let said = (0..self.nodes.len()).filter(|node| self.runs(*node)).filter_map(|node| self.status(node));
+            let said: Vec<_> = said.collect();
+            if said.iter().any(&holds) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "it never came true that {what}: {said:#?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The last words of every node.
+    pub fn logs(&self) -> String {
+        let log = |node: &Node| {
+            let text = fs::read_to_string(node.folder.with_extension("log")).unwrap_or_default();
+            let lines: Vec<_> = text.lines().rev().take(15).collect();
+            format!("--- {}\n{}\n", node.name, lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        self.nodes.iter().map(log).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        (0..self.nodes.len()).for_each(|node| {
+            self.thaw(node);
+            self.kill(node);
+        });
+    }
+}
+
+impl Node {
+    fn new(parent: &Path, number: usize) -> Self {
+        let name = format!("node-{number}");
+        let folder = parent.join(&name);
+        let config = folder.with_extension("yaml");
+        let (grpc, raft, health) = (free_port(), free_port(), free_port());
+        Self { name, folder, grpc, config, raft, health, child: None }
+    }
+
+    fn configure(&mut self, members: &str, key: &SharedKey) {
+        let text = format!(
+            "grpc_address: 127.0.0.1:{}\nhealth_check_addr: 127.0.0.1:{}\nshared_secret: {}\n\
+             databroker_storage_type: file\ndatabroker_storage_connection_string: file://{}\n\
+             databroker_cluster_node_id: {}\ndatabroker_raft_bind_address: 127.0.0.1:{}\n\
+             databroker_cluster_nodes:\n{members}",
+            self.grpc,
+            self.health,
+            key.to_base64(),
+            self.folder.display(),
+            self.name,
+            self.raft,
+        );
+        fs::write(&self.config, text).expect("the configuration can be written");
+    }
+}
+
+fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
