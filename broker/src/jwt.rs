@@ -15,7 +15,7 @@ use jsonwebtoken::{
     crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
     errors::{ErrorKind, Result as JwtResult, new_error},
 };
-use ring::hmac;
+use ring::{hkdf, hmac};
 use serde_json::{Map, Value, json};
 
 /// The metadata key that carries the token.
@@ -49,6 +49,17 @@ impl SharedKey {
         let decoded = STANDARD.decode(text.trim_ascii()).map_err(|_| MalformedKey::NotBase64)?;
         let length = decoded.len();
         decoded.try_into().map(Self).map_err(|_| MalformedKey::Length(length))
+    }
+
+    /// A key for another purpose, from which this one cannot be told: HKDF-SHA256 (RFC 5869).
+    pub fn derive(&self, purpose: &[&[u8]]) -> [u8; KEY_BYTES] {
+        let mut derived = [0; KEY_BYTES];
+        let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"databroker").extract(&self.0);
+        if let Ok(material) = pseudorandom.expand(purpose, hkdf::HKDF_SHA256) {
+            // A hash's length can always be had.
+            let _ = material.fill(&mut derived);
+        }
+        derived
     }
 
     /// The key as configuration files have it.

@@ -15,7 +15,9 @@
 pub mod cli;
 pub mod config;
 pub mod jwt;
+mod net;
 pub mod node;
+pub mod peer;
 pub mod raft;
 pub mod run;
 pub mod server;

@@ -217,6 +217,17 @@ pub struct Cluster {
     pub bootstrap: Bootstrap,
 }
 
+/// What this node shows to its peers and whom it trusts, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerFiles {
+    /// The authorities that are trusted.
+    pub ca: PathBuf,
+    /// The node's certificate chain.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields)]

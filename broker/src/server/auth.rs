@@ -20,10 +20,11 @@ use prometheus_client::metrics::counter::Counter;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{files::watch_files, status::Error};
+use super::status::Error;
 use crate::{
     config::{Secret, Secrets},
     jwt::{Expiry, METADATA_KEY, MalformedKey, SharedKey, Verifier},
+    net::watch_files,
 };
 
 /// Paths that need no token.

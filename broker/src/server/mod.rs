@@ -1,7 +1,7 @@
 //! The gRPC edge: decode, call, encode. And the HTTP port beside it, for those who watch.
 //!
 //! ```text
-//!   listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ deadline ─▶ auth (token) ─▶ mode ─▶ intake (bytes) ─▶ routes ─┐
+//!   net::Listener (TCP, TLS, HTTP/2) ─▶ calls (count, log) ─▶ deadline ─▶ auth (token) ─▶ mode ─▶ intake (bytes) ─▶ routes ─┐
 //!                                                    records, sync, query, registry, checkpoint, health ◀──────┘
 //! ```
 //!
@@ -12,12 +12,9 @@ mod calls;
 mod checkpoint;
 mod deadline;
 mod edge;
-mod files;
-mod greeting;
 mod health;
 mod http;
 mod intake;
-mod listener;
 mod metrics;
 mod mode;
 mod pinned;
@@ -29,7 +26,7 @@ mod streams;
 mod sync;
 mod tls;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{Request, Response};
 use axum::Router;
@@ -47,7 +44,8 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::{Service, ServiceBuilder};
 
 use crate::{
-    config::{Grpc, Http, Secrets},
+    config::{Grpc, Http, Limits, Secrets},
+    net::{self, Bounds, Listener},
     node::Node,
 };
 pub use auth::{KeyError, read_key};
@@ -56,7 +54,6 @@ use deadline::DeadlineLayer;
 use edge::Edge;
 use http::Pages;
 use intake::{FREE_BYTES, IntakeLayer};
-use listener::Listener;
 pub use metrics::DiskTimes;
 use metrics::{Calls, Metrics};
 use mode::ModeLayer;
@@ -125,7 +122,7 @@ impl Server {
         let keys = auth::Keys::load(secrets)?;
         let tls = grpc.tls.as_ref().map(tls::server_config).transpose()?;
         let failed = |what, address| move |source| Error::Bind { what, address, source };
-        let listening = Listener::bind(grpc.address, tls, grpc.limits.clone()).await;
+        let listening = Listener::bind(grpc.address, tls, bounds(&grpc.limits)).await;
         let listener = listening.map_err(failed("gRPC", grpc.address))?;
 
         let streams = streams::Streams::new(streams::StreamLimits {
@@ -165,10 +162,21 @@ impl Server {
         let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
         let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
         let service = layered(self.routes, calls, self.auth, self.mode, self.intake);
-        self.grpc.serve(service, self.closing).await;
+        self.grpc.serve(move |_| service.clone(), self.closing).await;
         for page in pages {
             page.abort();
         }
+    }
+}
+
+/// Pings keep middleboxes from dropping quiet connections, and find clients that are gone.
+fn bounds(limits: &Limits) -> Bounds {
+    Bounds {
+        connections_max: limits.connections_max,
+        connection_streams_max: limits.connection_streams_max,
+        ping_interval: Duration::from_secs(300),
+        ping_timeout: Duration::from_secs(20),
+        refusals_are_news: false,
     }
 }
 
@@ -221,7 +229,7 @@ async fn open_pages(http: &Http, pages: Pages) -> Result<(Vec<(TcpListener, Rout
 
 async fn bind_page(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Bind { what, address, source };
-    let tcp = listener::bind(address).await.map_err(failed)?;
+    let tcp = net::bind(address).await.map_err(failed)?;
     let address = tcp.local_addr().map_err(failed)?;
     Ok((tcp, address))
 }

@@ -1,6 +1,6 @@
 //! TLS towards clients, with a certificate that may be replaced while connections are open.
 //!
-//! Not here: the handshake and its time-out (`listener`).
+//! Not here: the handshake and its time-out (`net`).
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,8 +16,7 @@ use rustls_pki_types::{
     pem::{self, PemObject as _},
 };
 
-use super::files::watch_files;
-use crate::config::TlsFiles;
+use crate::{config::TlsFiles, net::watch_files};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Calls `read` after one of the files has changed. If that fails, what was read before stays in use, and the next
 /// change gets another chance. Ends with the process: nobody needs to wait for it.
-pub(super) fn watch_files<E: Into<Failure>>(
+pub(crate) fn watch_files<E: Into<Failure>>(
     files: Vec<PathBuf>,
     read: impl Fn() -> Result<(), E> + Send + Sync + 'static,
 ) {

@@ -1,0 +1,303 @@
+//! Accepts connections and speaks HTTP/2 on them, within bounds.
+//!
+//! Not tonic's own server: that one fixes TLS at start, and answers a passed deadline with CANCELLED, which some
+//! clients take for "stop for ever".
+//! Not here: what a request does.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::body::Body;
+use tower::{Service, ServiceExt as _};
+
+use super::{greeting::greeted, reason::reason};
+
+/// Long enough for the slowest honest client.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// What a client may send before it has to wait: the default 64 KiB would make large requests slow over a real network.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// What a response stream may have buffered beyond what the client takes. Twenty bulk streams with slow clients hold
+/// this much each, and one chunk.
+const SEND_BUFFER_BYTES_MAX: usize = 512 << 10;
+
+/// Metadata is small; this is what Go servers accept, too.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+
+/// After an error that accepting alone cannot get over, such as no free file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Refused handshakes between two that people are told about: whoever can connect could fill the log.
+const NEWS_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is allowed on a port.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    /// Connections that are open at a time; more wait to be accepted.
+    pub(crate) connections_max: usize,
+    /// Requests and streams under way on one connection.
+    pub(crate) connection_streams_max: u32,
+    /// How often a connection is asked whether its other end is there.
+    pub(crate) ping_interval: Duration,
+    /// How long it has to say so.
+    pub(crate) ping_timeout: Duration,
+    /// Whether people want to know of a handshake that fails: on a port that only a few should know.
+    pub(crate) refusals_are_news: bool,
+}
+
+/// Who has connected.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    /// The certificate it showed, verified; none where none is asked for.
+    pub(crate) certificate: Option<CertificateDer<'static>>,
+}
+
+/// A bound port or socket.
+pub(crate) struct Listener {
+    door: Door,
+    bounds: Bounds,
+}
+
+enum Door {
+    Tcp(TcpListener, Option<Arc<ServerConfig>>),
+    Unix(UnixListener),
+}
+
+enum Accepted {
+    Tcp(TcpStream, Option<Arc<ServerConfig>>),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Binds the address. `[::]` falls back to `0.0.0.0` on a machine without IPv6.
+    ///
+    /// # Errors
+    /// When the port cannot be had.
+    pub(crate) async fn bind(address: SocketAddr, tls: Option<Arc<ServerConfig>>, bounds: Bounds) -> io::Result<Self> {
+        Ok(Self { door: Door::Tcp(bind(address).await?, tls), bounds })
+    }
+
+    /// Listens on a socket in the file system. Who may open its file may call.
+    pub(crate) fn unix(socket: UnixListener, bounds: Bounds) -> Self {
+        Self { door: Door::Unix(socket), bounds }
+    }
+
+    /// The address with its real port.
+    ///
+    /// # Errors
+    /// When the system does not know, or it is not a port.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        match &self.door {
+            Door::Tcp(tcp, _) => tcp.local_addr(),
+            Door::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Serves until `closing`, each connection with the service made for its caller; then accepts nobody, lets each
+    /// connection end what is under way, and returns when all are closed.
+    pub(crate) async fn serve<F, S>(self, service_for: F, closing: CancellationToken)
+    where
+        F: Fn(&Caller) -> S + Clone + Send + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+    {
+        let connections = TaskTracker::new();
+        let free = Arc::new(Semaphore::new(self.bounds.connections_max));
+        let news = Arc::new(News::default());
+        while let Some((accepted, permit)) = closing.run_until_cancelled(self.door.accept(&free)).await {
+            let connection =
+                Connection { bounds: self.bounds.clone(), news: news.clone(), closing: closing.clone() };
+            let service_for = service_for.clone();
+            connections.spawn(async move {
+                connection.serve(accepted, service_for).await;
+                drop(permit);
+            });
+        }
+        // The port is free from here on: who comes now is refused, and goes elsewhere.
+        drop(self.door);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// Binds a TCP port, see [`Listener::bind`].
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == std::net::Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        result => result,
+    }
+}
+
+impl Door {
+    /// The next connection, once there is room for it.
+    async fn accept(&self, free: &Arc<Semaphore>) -> (Accepted, OwnedSemaphorePermit) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = free.clone().acquire_owned().await else { continue };
+            let accepted = match self {
+                Self::Tcp(tcp, tls) => tcp.accept().await.map(|(socket, _)| Accepted::Tcp(socket, tls.clone())),
+                Self::Unix(unix) => unix.accept().await.map(|(socket, _)| Accepted::Unix(socket)),
+            };
+            match accepted {
+                Ok(accepted) => return (accepted, permit),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+struct Connection {
+    bounds: Bounds,
+    news: Arc<News>,
+    closing: CancellationToken,
+}
+
+impl Connection {
+    async fn serve<F, S>(self, accepted: Accepted, service_for: F)
+    where
+        F: Fn(&Caller) -> S,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+    {
+        match accepted {
+            // Whoever connects has to say something; a silent connection would hold its place for nothing.
+            Accepted::Unix(socket) => {
+                if let Some(greeted) = self.in_time(None, greeted(socket)).await {
+                    self.speak(greeted, service_for(&Caller::default())).await;
+                }
+            }
+            Accepted::Tcp(socket, None) => {
+                configure(&socket);
+                let from = socket.peer_addr().ok();
+                if let Some(greeted) = self.in_time(from, greeted(socket)).await {
+                    self.speak(greeted, service_for(&Caller::default())).await;
+                }
+            }
+            Accepted::Tcp(socket, Some(tls)) => {
+                configure(&socket);
+                let from = socket.peer_addr().ok();
+                let accept = async {
+                    let stream = TlsAcceptor::from(tls).accept(socket).await?;
+                    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                    let caller = Caller { certificate: shown.map(|leaf| leaf.clone().into_owned()) };
+                    Ok((greeted(stream).await?, caller))
+                };
+                if let Some((greeted, caller)) = self.in_time(from, accept).await {
+                    self.speak(greeted, service_for(&caller)).await;
+                }
+            }
+        }
+    }
+
+    /// What a client does first, unless it takes too long over it, or gets it wrong, or the server is stopping.
+    async fn in_time<T>(&self, from: Option<SocketAddr>, first: impl Future<Output = io::Result<T>>) -> Option<T> {
+        match self.closing.run_until_cancelled(timeout(HANDSHAKE_MAX, first)).await? {
+            Ok(Ok(done)) => return Some(done),
+            // Port checks connect and go; that is no news.
+            Ok(Err(error)) if self.bounds.refusals_are_news && refused(&error) && self.news.due() => {
+                tracing::warn!(?from, reason = %reason(&error), "refused a connection");
+            }
+            Ok(Err(error)) => tracing::debug!(?from, %error, "a handshake failed"),
+            Err(_) => tracing::debug!(?from, "a handshake took too long"),
+        }
+        None
+    }
+
+    async fn speak<S>(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: S)
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+    {
+        let service =
+            TowerToHyperService::new(service.map_request(|request: Request<Incoming>| request.map(Body::new)));
+        let connection = self.protocol().serve_connection(TokioIo::new(io), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
+        }
+    }
+
+    fn protocol(&self) -> http2::Builder<TokioExecutor> {
+        let streams_max = self.bounds.connection_streams_max;
+        let mut protocol = http2::Builder::new(TokioExecutor::new());
+        protocol
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(streams_max)
+            // A proxy carries the calls of many clients, and may cancel all of them at once.
+            .max_pending_accept_reset_streams(streams_max as usize)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+            .max_header_list_size(HEADERS_BYTES_MAX)
+            .keep_alive_interval(self.bounds.ping_interval)
+            .keep_alive_timeout(self.bounds.ping_timeout);
+        protocol
+    }
+}
+
+/// TLS says no, as opposed to a connection that breaks.
+fn refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// Lets people hear of something at most once in [`NEWS_PAUSE`].
+#[derive(Default)]
+struct News(Mutex<Option<Instant>>);
+
+impl News {
+    fn due(&self) -> bool {
+        let (now, mut last) = (Instant::now(), self.0.lock());
+        let due = last.is_none_or(|last| now.duration_since(last) >= NEWS_PAUSE);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+fn configure(socket: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE / 4);
+    let configured = socket.set_nodelay(true).and_then(|()| SockRef::from(socket).set_tcp_keepalive(&keepalive));
+    if let Err(error) = configured {
+        tracing::debug!(%error, "cannot configure a connection");
+    }
+}

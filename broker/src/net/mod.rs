@@ -1,0 +1,12 @@
+//! What both ports share, that of clients and that of peers: connections within bounds, and files that change.
+//!
+//! Not here: who may do what, and what a request means.
+
+mod files;
+mod greeting;
+mod listener;
+mod reason;
+
+pub(crate) use files::watch_files;
+pub(crate) use listener::{Bounds, Caller, Listener, bind};
+pub(crate) use reason::{reason, tls_error};
