@@ -1,6 +1,11 @@
 //! What other nodes ask of this one. Each question is checked for whom it is before anything is done about it.
 
-use databroker_proto::internal::{Envelope, PeerReply, PeerRequest, ReadIndexReply, peer_reply, peer_request};
+use std::pin::Pin;
+
+use databroker_proto::internal::{
+    Envelope, PeerReply, PeerRequest, ReadIndexReply, SnapshotChunk, SnapshotReply, peer_reply, peer_request,
+};
+use futures::{Stream, StreamExt as _};
 
 use super::{Node, forward};
 use crate::raft::{self, NodeId, runtime::Runtime};
@@ -76,11 +81,19 @@ impl<R: Runtime> Node<R> {
         Ok(PeerReply { from: me, kind: Some(kind) })
     }
 
-    /// Says whether a message is for this node.
+    /// Takes over the store of another node.
     ///
     /// # Errors
-    /// It is not.
-    pub fn check(&self, envelope: &Envelope, greeting: bool) -> Result<(), Refused> {
+    /// See [`Refused`]; the store in use is untouched.
+    pub async fn install(&self, chunks: impl Stream<Item = SnapshotChunk> + Unpin + Send) -> Result<SnapshotReply, Refused> {
+        let mut chunks = chunks.peekable();
+        let first = Pin::new(&mut chunks).peek().await;
+        let envelope = first.and_then(|chunk| chunk.envelope.as_ref()).ok_or(Refused::Missing("envelope"))?;
+        self.check(envelope, false)?;
+        Ok(self.shared.replica.install(chunks).await?)
+    }
+
+    fn check(&self, envelope: &Envelope, greeting: bool) -> Result<(), Refused> {
         let snapshot = self.shared.reader.snapshot();
         let ours = snapshot.cluster_id().unwrap_or_default();
         check(envelope, self.shared.replica.node_id(), ours, greeting)
