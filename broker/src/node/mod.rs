@@ -113,7 +113,8 @@ impl<R: Runtime> Clone for Node<R> {
 struct Shared<R: Runtime> {
     replica: Replica<R>,
     reader: Reader,
-    engines: Engines,
+    /// Of the log, for its sizes.
+    log_engine: Arc<dyn Engine>,
     hold: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
@@ -300,7 +301,7 @@ impl<R: Runtime> Node<R> {
 
     /// Sizes of the engines, of the log and of the store: for metrics. May read from the disk.
     pub fn engine_stats(&self) -> (engine::Stats, engine::Stats) {
-        (self.shared.engines.log.stats(), self.shared.engines.store.stats())
+        (self.shared.log_engine.stats(), self.shared.replica.store_stats())
     }
 
     /// Resolves with the reason once the node has failed for good: the process is to end.

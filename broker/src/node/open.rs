@@ -41,6 +41,7 @@ use crate::{
             self, Durability,
             fjall::{Fjall, FjallOptions},
             memory::Memory,
+            shelf::{FolderShelf, MemoryShelf, Shelf},
         },
         keyspace::Keyspace,
     },
@@ -241,7 +242,8 @@ impl<R: Runtime> Node<R> {
         let shared = Shared {
             replica: replica.clone(),
             reader,
-            engines,
+            // The store's is not held: it goes when a peer's store takes its place.
+            log_engine: engines.log,
             hold,
             clock: clock.clone(),
             failure: failure.clone(),
@@ -381,6 +383,7 @@ fn gather(
         Some(folder) => on_disk(folder, options.store_engine)?,
         None => in_memory(),
     };
+    let (engines, shelf) = engines;
     let fresh_node_id: NonZeroU64 = rand::random();
     let replica = raft::Parts {
         log_engine: engines.log.clone(),
@@ -390,6 +393,8 @@ fn gather(
             fresh_node_id: fresh_node_id.get(),
         },
         store: Store::open(engines.store.clone(), &options.store).map_err(OpenError::Store)?,
+        shelf,
+        transport: Arc::new(raft::transport::NoPeers),
         executor,
         clock: Arc::new(SystemClock),
         observer: options.observer,
@@ -411,18 +416,25 @@ fn gather(
     })
 }
 
-fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<Engines, OpenError> {
-    let open = |what, path: PathBuf, names: &[&str], options| match Fjall::open(&path, names, options) {
-        Ok(engine) => Ok(Arc::new(engine)),
-        Err(source) => Err(OpenError::Engine { what, source }),
-    };
-    let log = open("log", folder.log(), &LOG_SPACES, LOG_ENGINE)?;
-    let store = open("store", folder.store(), &Keyspace::names(), store_options)?;
-    Ok(Engines { log, store })
+fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<(Engines, Arc<dyn Shelf>), OpenError> {
+    let failed = |what| move |source| OpenError::Engine { what, source };
+    let open_log = || Fjall::open(&folder.log(), &LOG_SPACES, LOG_ENGINE).map_err(failed("log"));
+    let mut log = open_log()?;
+    if let Some(node_id) = raft::retired(&log).map_err(raft::Error::from)? {
+        drop(log);
+        tracing::warn!(node_id, "this node was removed from its cluster: it begins anew, the old data is set aside");
+        folder.set_aside(node_id)?;
+        log = open_log()?;
+    }
+    let shelf = FolderShelf::open(folder.path(), &Keyspace::names(), store_options).map_err(failed("store"))?;
+    let store = shelf.current().map_err(failed("store"))?;
+    Ok((Engines { log: Arc::new(log), store }, Arc::new(shelf)))
 }
 
-fn in_memory() -> Engines {
-    Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store: Arc::new(Memory::new(&Keyspace::names())) }
+fn in_memory() -> (Engines, Arc<dyn Shelf>) {
+    let shelf = MemoryShelf::new(&Keyspace::names());
+    let store = Arc::new(Memory::new(&Keyspace::names()));
+    (Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store }, Arc::new(shelf))
 }
 
 /// How old the sizes of the disk may be: looking at them may take milliseconds, and nobody is to wait for that often.

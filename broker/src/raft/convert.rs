@@ -33,6 +33,14 @@ pub(super) enum Error {
         /// The field.
         field: &'static str,
     },
+    /// The fields contradict each other.
+    #[error("{what} contradicts itself: {reason}")]
+    Contradiction {
+        /// The message.
+        what: &'static str,
+        /// What cannot be.
+        reason: &'static str,
+    },
     /// The voters and members contradict each other.
     #[error("a membership is invalid: {reason}")]
     Membership {
@@ -50,11 +58,11 @@ fn encoded(message: &impl Message) -> Bytes {
 }
 
 /// One leader per term, so a log id holds no node; the field stays zero.
-fn log_id_message(id: &LogId) -> proto::LogId {
+pub(super) fn log_id_message(id: &LogId) -> proto::LogId {
     proto::LogId { term: id.leader_id.term, node: 0, index: id.index }
 }
 
-fn log_id_of(message: &proto::LogId) -> LogId {
+pub(super) fn log_id_of(message: &proto::LogId) -> LogId {
     LogId { leader_id: message.term.into(), index: message.index }
 }
 
@@ -74,12 +82,19 @@ pub(super) fn log_id(position: Position) -> LogId {
     LogId { leader_id: position.term.into(), index: position.index }
 }
 
+pub(super) fn vote_message(vote: &Vote) -> proto::Vote {
+    proto::Vote { term: vote.leader_id.term, node: Some(vote.leader_id.voted_for), committed: vote.committed }
+}
+
 pub(super) fn encode_vote(vote: &Vote) -> Bytes {
-    encoded(&proto::Vote { term: vote.leader_id.term, node: Some(vote.leader_id.voted_for), committed: vote.committed })
+    encoded(&vote_message(vote))
 }
 
 pub(super) fn decode_vote(bytes: &[u8]) -> Result<Vote, Error> {
-    let vote: proto::Vote = message("a vote", bytes)?;
+    vote_of(&message("a vote", bytes)?)
+}
+
+pub(super) fn vote_of(vote: &proto::Vote) -> Result<Vote, Error> {
     let node = vote.node.ok_or(Error::Missing { what: "a vote", field: "node" })?;
     Ok(if vote.committed { Vote::new_committed(vote.term, node) } else { Vote::new(vote.term, node) })
 }
@@ -112,30 +127,41 @@ pub(super) fn encode_membership(membership: &Membership) -> Bytes {
     encoded(&membership_message(membership))
 }
 
+pub(super) fn decode_membership(bytes: &[u8]) -> Result<Membership, Error> {
+    membership_of(message("a membership", bytes)?)
+}
+
 /// The membership a store keeps with the position of its entry; none before the first.
 pub(super) fn stored_membership(stored: Option<(Position, Bytes)>) -> Result<StoredMembership, Error> {
     let Some((at, bytes)) = stored else { return Ok(StoredMembership::default()) };
-    let membership = membership_of(message("a membership", &bytes)?)?;
+    let membership = decode_membership(&bytes)?;
     Ok(StoredMembership::new(Some(log_id(at)), membership))
 }
 
 pub(super) fn encode_entry(entry: &Entry) -> Bytes {
+    encoded(&entry_message(entry))
+}
+
+pub(super) fn entry_message(entry: &Entry) -> proto::LogEntry {
     use proto::log_entry::Payload;
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank(proto::Blank {}),
         EntryPayload::Normal(proposal) => Payload::Commands(proposal.0.clone()),
         EntryPayload::Membership(membership) => Payload::Membership(membership_message(membership)),
     };
-    encoded(&proto::LogEntry { id: Some(log_id_message(&entry.log_id)), payload: Some(payload) })
+    proto::LogEntry { id: Some(log_id_message(&entry.log_id)), payload: Some(payload) }
 }
 
 /// The commands of the entry share `bytes`.
 pub(super) fn decode_entry(bytes: Bytes) -> Result<Entry, Error> {
+    let length = bytes.len();
+    let malformed = |source| Error::Malformed { what: "a log entry", bytes: length, source };
+    entry_of(proto::LogEntry::decode(bytes).map_err(malformed)?)
+}
+
+pub(super) fn entry_of(entry: proto::LogEntry) -> Result<Entry, Error> {
     use proto::log_entry::Payload;
     const WHAT: &str = "a log entry";
-    let length = bytes.len();
-    let entry =
-        proto::LogEntry::decode(bytes).map_err(|e| Error::Malformed { what: WHAT, bytes: length, source: e })?;
     let id = entry.id.ok_or(Error::Missing { what: WHAT, field: "id" })?;
     let payload = match entry.payload.ok_or(Error::Missing { what: WHAT, field: "payload" })? {
         Payload::Blank(_) => EntryPayload::Blank,

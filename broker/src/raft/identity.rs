@@ -5,7 +5,8 @@
 //!   <data>/format     the format's number
 //!   <data>/log        the engine of the log, vote and node id in it
 //!   <data>/log-mark   how far the log had got
-//!   <data>/store      the engine of the store
+//!   <data>/store*     the engine of the store, and which one is in use: see `store::engine::shelf`
+//!   <data>/retired-<node id>   all of this of a node that its cluster removed, the lock and the format left out
 //! ```
 
 use std::{
@@ -92,10 +93,46 @@ impl DataFolder {
         self.path.join("log-mark")
     }
 
-    /// The folder of the store's engine.
-    pub fn store(&self) -> PathBuf {
-        self.path.join("store")
+    /// The folder itself, where the stores stand side by side.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
+
+    /// Moves the data of a node that its cluster has removed to a folder of its own, so that a new node can begin here.
+    /// The log goes last: as long as it is here, it says that the rest has to go.
+    ///
+    /// # Errors
+    /// The file system refuses. What was moved by then stays there; the next call moves the rest.
+    pub fn set_aside(&self, node_id: u64) -> Result<(), Error> {
+        let aside = self.path.join(format!("retired-{node_id}"));
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&aside).map_err(failed("make", &aside))?;
+        for name in self.stores()?.into_iter().chain(["log-mark".into(), "log".into()]) {
+            let path = self.path.join(&name);
+            match fs::rename(&path, aside.join(&name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("move", &path)(error)),
+                _ => sync_folder(&self.path).map_err(failed("sync", &self.path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of all that belongs to a store.
+    fn stores(&self) -> Result<Vec<std::ffi::OsString>, Error> {
+        let names = fs::read_dir(&self.path).and_then(|entries| {
+            entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()
+        });
+        let mut names = names.map_err(|source| Error::Io { action: "list", path: self.path.clone(), source })?;
+        names.retain(|name| name.to_str().is_some_and(|name| name.starts_with("store")));
+        Ok(names)
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn lock(folder: &Path) -> Result<File, Error> {
@@ -127,7 +164,7 @@ fn write_format(folder: &Path) -> Result<(), Error> {
     let written = File::create(&draft)
         .and_then(|mut file| file.write_all(format!("{FORMAT}\n").as_bytes()).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&draft, &path))
-        .and_then(|()| File::open(folder)?.sync_all());
+        .and_then(|()| sync_folder(folder));
     written.map_err(|source| Error::Io { action: "write", path, source })
 }
 

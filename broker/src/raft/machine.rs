@@ -18,8 +18,9 @@ use super::{
     Entry, LogId, Observer, Payload, SnapshotMeta, StoredMembership, TypeConfig, convert,
     retention::{Ledger, Retention},
     runtime::{self, Failure, Lane, Runtime},
+    snapshot::{Receiver, SnapshotData},
 };
-use crate::store::{self, Position, Progress, Step, Store};
+use crate::store::{self, Position, Progress, Reader, Step, Store, engine, transfer::Arrived};
 
 /// What one batch holds at most: it lies in memory twice, and nobody in it is answered before its end.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -39,11 +40,14 @@ pub(super) struct Shared {
     progress: watch::Sender<Progress>,
     failure: Failure,
     observer: Arc<dyn Observer>,
+    bounds: Retention,
     ledger: Mutex<Ledger>,
     /// By bytes, the store is due to be synced.
     pub(super) sync_due: Notify,
-    /// What the store is known to have on the disk.
-    synced: Mutex<Option<SnapshotMeta>>,
+    /// What the store publishes.
+    pub(super) reader: Reader,
+    /// Where stores of other nodes arrive.
+    pub(super) receiver: Receiver,
 }
 
 impl Machine {
@@ -54,6 +58,7 @@ impl Machine {
     pub(super) fn open(
         store: Store,
         lane: Arc<dyn Lane>,
+        receiver: Receiver,
         failure: Failure,
         observer: Arc<dyn Observer>,
         bounds: Retention,
@@ -65,13 +70,15 @@ impl Machine {
         let applied = applied.map(convert::log_id);
         let shared = Shared {
             progress: watch::Sender::new(store.reader().progress()),
+            reader: store.reader().clone(),
             store: Mutex::new(store),
+            receiver,
             lane,
             failure,
             observer,
+            bounds,
             ledger: Mutex::new(Ledger::new(bounds)),
             sync_due: Notify::new(),
-            synced: Mutex::new(applied.map(|id| meta(Some(id), membership.clone()))),
         };
         Ok(Self { shared: Arc::new(shared), applied, membership })
     }
@@ -118,9 +125,28 @@ impl Shared {
         for (responder, answers) in waiting.into_iter().zip(answers) {
             responder.into_iter().for_each(|responder| responder.send(answers.clone()));
         }
-        let progress = store.reader().progress();
-        self.progress.send_if_modified(|before| std::mem::replace(before, progress) != progress);
+        self.announce();
         Ok(())
+    }
+
+    fn announce(&self) {
+        let progress = self.reader.progress();
+        self.progress.send_if_modified(|before| std::mem::replace(before, progress) != progress);
+    }
+
+    /// Puts a store that has arrived in the place of this one. First on the disk: what was published must not be gone
+    /// after a crash.
+    fn swap(&self, arrived: Arrived) -> io::Result<()> {
+        self.receiver.shelf.adopt().map_err(|error| self.fail(error.into()))?;
+        self.store.lock().adopt(arrived);
+        *self.ledger.lock() = Ledger::new(self.bounds);
+        self.announce();
+        Ok(())
+    }
+
+    /// Sizes of the store's engine.
+    pub(super) fn stats(&self) -> engine::Stats {
+        self.store.lock().stats()
     }
 
     fn fail(&self, error: store::Error) -> io::Error {
@@ -181,13 +207,10 @@ impl<R: Runtime> Batch<R> {
     }
 }
 
-/// What a snapshot carries besides its metadata: nothing yet, for a lone voter never sends one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SnapshotData;
-
 /// Makes a snapshot: brings to the disk what the store had applied, so that the log may be purged up to there.
 pub(super) struct SnapshotBuilder {
     shared: Arc<Shared>,
+    snapshot: Arc<store::Snapshot>,
     meta: SnapshotMeta,
 }
 
@@ -196,8 +219,9 @@ impl<R: Runtime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig<R>, SnapshotData>> {
         self.shared.sync().await?;
-        *self.shared.synced.lock() = Some(self.meta.clone());
-        Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot: SnapshotData })
+        self.shared.receiver.tidy();
+        let snapshot = SnapshotData::Taken(self.snapshot.clone());
+        Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot })
     }
 }
 
@@ -223,16 +247,34 @@ impl<R: Runtime> RaftStateMachine<TypeConfig<R>> for Machine {
         self.apply_batch(batch).await
     }
 
+    /// Nothing is applied while this is asked, so snapshot and metadata belong together.
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { shared: self.shared.clone(), meta: meta(self.applied, self.membership.clone()) }
+        let meta = meta(self.applied, self.membership.clone());
+        SnapshotBuilder { shared: self.shared.clone(), snapshot: self.shared.reader.snapshot(), meta }
     }
 
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, _data: SnapshotData) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "this release does not install snapshots of other nodes"))
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        let arrived = match data {
+            SnapshotData::Arrived(arrived) => *arrived,
+            SnapshotData::Taken(snapshot) => {
+                self.shared.receiver.copy(snapshot, meta).await.map_err(io::Error::other)?
+            }
+        };
+        let shared = self.shared.clone();
+        runtime::call(&*self.shared.lane, move || shared.swap(arrived)).await??;
+        (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
+        self.shared.receiver.tidy();
+        Ok(())
     }
 
+    /// The store as it stands, for a peer: synced first, for the metadata of a snapshot never claim more than the disk
+    /// has.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig<R>, SnapshotData>>> {
-        let synced = self.shared.synced.lock().clone();
-        Ok(synced.map(|meta| openraft::Snapshot { meta, snapshot: SnapshotData }))
+        if self.applied.is_none() {
+            return Ok(None);
+        }
+        self.shared.sync().await?;
+        let snapshot = SnapshotData::Taken(self.shared.reader.snapshot());
+        Ok(Some(openraft::Snapshot { meta: meta(self.applied, self.membership.clone()), snapshot }))
     }
 }

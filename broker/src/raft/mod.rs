@@ -24,15 +24,22 @@ mod convert;
 pub mod identity;
 mod log;
 mod machine;
+mod membership;
 mod network;
+mod peers;
 mod replica;
 mod retention;
+mod rpc;
 pub mod runtime;
+mod snapshot;
 pub mod transport;
 
-pub use log::{Error as LogError, Options as LogOptions, SPACES as LOG_SPACES};
+pub use log::{Error as LogError, Options as LogOptions, SPACES as LOG_SPACES, retired};
+pub use membership::{ChangeError, Members};
+pub use peers::HandleError;
 pub use replica::{Error, Parts, Picture, Refusal, Replica, Role, Submitted, Timers};
 pub use retention::Retention;
+pub use snapshot::{CHUNK_PATIENCE, InstallError};
 
 /// Hears what the log and the store do, for metrics. Called on their threads: it must be quick.
 pub trait Observer: Send + Sync + 'static {

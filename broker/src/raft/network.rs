@@ -1,79 +1,189 @@
-//! The way to other nodes. A lone voter has none; should a membership name another node all the same, it is
-//! unreachable, and openraft keeps trying with growing pauses.
+//! openraft's way to its peers, over a [`Transport`].
+//!
+//! What fails makes openraft wait: an unreachable or refusing peer for a growing while, one that does not answer in time
+//! has taken that time already. Not here: what messages say (`rpc`), how they travel (`transport`, `peer`).
 
+use std::{sync::Arc, time::Duration};
+
+use databroker_proto::internal::{Envelope, PeerRequest, peer_reply, peer_request};
+use futures::future::{Either, select};
 use openraft::{
     RaftNetworkFactory, RaftNetworkV2,
     alias::SnapshotOf,
-    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::RPCOption,
+    errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
+    network::{RPCOption, RPCTypes},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
         VoteRequest, VoteResponse,
     },
 };
 
-use super::{Member, NodeId, TypeConfig, Vote, machine::SnapshotData, runtime::Runtime};
+use super::{
+    Member, NodeId, TypeConfig, Vote, convert, rpc,
+    runtime::Runtime,
+    snapshot::{self, Sender, SnapshotData},
+    transport::{CallError, Peer, Transport},
+};
+use crate::store::Reader;
 
-/// A network without peers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NoPeers;
+/// How long an append with entries may take: its receiver syncs them, and a slow disk must not make the leader send them
+/// again and again. Heartbeats, which carry none, keep openraft's much shorter time.
+const APPEND_PATIENCE: Duration = Duration::from_secs(1);
 
-impl<R: Runtime> RaftNetworkFactory<TypeConfig<R>> for NoPeers {
-    type Network = Self;
+/// What every message of this node begins with.
+#[derive(Clone)]
+pub(super) struct Origin {
+    pub(super) node: NodeId,
+    /// Knows the cluster's id, once there is one.
+    pub(super) reader: Reader,
+}
 
-    async fn new_client(&mut self, _target: NodeId, _member: &Member) -> Self {
-        *self
+impl Origin {
+    /// The envelope of a message to another node; without a cluster's id before `Init` is applied.
+    pub(super) fn envelope(&self, to: NodeId) -> Envelope {
+        let cluster_id = self.reader.snapshot().cluster_id().unwrap_or_default().to_owned();
+        Envelope { cluster_id, from: self.node, to }
     }
 }
 
-fn unreachable<R: Runtime>() -> Unreachable<TypeConfig<R>> {
-    Unreachable::from_string("this node has no network")
+/// Makes the way to each peer.
+#[derive(Clone)]
+pub(super) struct Network {
+    pub(super) origin: Origin,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) sender: Sender,
+}
+
+/// The way to one peer.
+pub(super) struct Way {
+    network: Network,
+    to: Peer,
+}
+
+impl<R: Runtime> RaftNetworkFactory<TypeConfig<R>> for Network {
+    type Network = Way;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> Way {
+        Way { network: self.clone(), to: Peer { node: target, member: member.clone() } }
+    }
 }
 
 type Rpc<R, T> = Result<T, RPCError<TypeConfig<R>>>;
 
-impl<R: Runtime> RaftNetworkV2<TypeConfig<R>> for NoPeers {
+/// A peer that says what makes no sense is as good as unreachable.
+fn senseless<R: Runtime>(error: convert::Error) -> RPCError<TypeConfig<R>> {
+    Unreachable::new(&error).into()
+}
+
+impl Way {
+    async fn ask<R: Runtime>(
+        &self,
+        action: RPCTypes,
+        kind: peer_request::Kind,
+        patience: Duration,
+    ) -> Rpc<R, peer_reply::Kind> {
+        let request = PeerRequest { envelope: Some(self.network.origin.envelope(self.to.node)), kind: Some(kind) };
+        let reply = self.network.transport.call(self.to.clone(), request, patience).await;
+        match reply {
+            Ok(reply) if reply.from != self.to.node => Err(self.odd(format_args!("node {} answered", reply.from))),
+            Ok(reply) => reply.kind.ok_or_else(|| self.odd("the answer is empty")),
+            Err(CallError::TimedOut { .. }) => Err(self.timeout(action, patience).into()),
+            Err(error) => Err(Unreachable::new(&error).into()),
+        }
+    }
+
+    fn odd<R: Runtime>(&self, what: impl std::fmt::Display) -> RPCError<TypeConfig<R>> {
+        Unreachable::from_string(format_args!("{} ({}): {what}", self.to.member.name, self.to.node)).into()
+    }
+
+    fn timeout<R: Runtime>(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig<R>> {
+        Timeout { action, id: self.network.origin.node, target: self.to.node, timeout }
+    }
+
+    async fn send<R: Runtime>(
+        &self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig<R>, SnapshotData>,
+    ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
+        let envelope = self.network.origin.envelope(self.to.node);
+        let (chunks, producing) = self.network.sender.send::<R>(envelope, &vote, snapshot);
+        let sending = self.network.transport.send_snapshot(self.to.clone(), chunks, snapshot::CHUNK_PATIENCE);
+        // A failed read ends the node, through `Failure`; the peer sees a transfer without an end.
+        let (reply, _produced) = futures::join!(sending, producing);
+        match reply {
+            Ok(reply) => rpc::snapshot_reply_of(&reply).map_err(|error| Unreachable::new(&error).into()),
+            Err(CallError::TimedOut { .. }) => {
+                Err(self.timeout(RPCTypes::InstallSnapshot, snapshot::CHUNK_PATIENCE).into())
+            }
+            Err(error) => Err(Unreachable::new(&error).into()),
+        }
+    }
+}
+
+impl<R: Runtime> RaftNetworkV2<TypeConfig<R>> for Way {
     type SnapshotData = SnapshotData;
 
     async fn append_entries(
         &mut self,
-        _request: AppendEntriesRequest<TypeConfig<R>>,
-        _option: RPCOption,
+        request: AppendEntriesRequest<TypeConfig<R>>,
+        option: RPCOption,
     ) -> Rpc<R, AppendEntriesResponse<TypeConfig<R>>> {
-        Err(unreachable().into())
+        let last = request.entries.last().map(|entry| entry.log_id);
+        let sent = (request.prev_log_id, last.or(request.prev_log_id));
+        let patience = if last.is_some() { APPEND_PATIENCE.max(option.hard_ttl()) } else { option.hard_ttl() };
+        let append = peer_request::Kind::Append(rpc::append_message(&request));
+        match self.ask::<R>(RPCTypes::AppendEntries, append, patience).await? {
+            peer_reply::Kind::Append(reply) => rpc::append_reply_of(reply, sent).map_err(senseless::<R>),
+            _ => Err(self.odd("it answered something else")),
+        }
     }
 
     async fn vote(
         &mut self,
-        _request: VoteRequest<TypeConfig<R>>,
-        _option: RPCOption,
+        request: VoteRequest<TypeConfig<R>>,
+        option: RPCOption,
     ) -> Rpc<R, VoteResponse<TypeConfig<R>>> {
-        Err(unreachable().into())
+        let vote = peer_request::Kind::Vote(rpc::vote_request_message(&request));
+        match self.ask::<R>(RPCTypes::Vote, vote, option.hard_ttl()).await? {
+            peer_reply::Kind::Vote(reply) => rpc::vote_reply_of(&reply).map_err(senseless::<R>),
+            _ => Err(self.odd("it answered something else")),
+        }
     }
 
     async fn pre_vote(
         &mut self,
-        _request: VoteRequest<TypeConfig<R>>,
-        _option: RPCOption,
+        request: VoteRequest<TypeConfig<R>>,
+        option: RPCOption,
     ) -> Rpc<R, VoteResponse<TypeConfig<R>>> {
-        Err(unreachable().into())
+        let vote = peer_request::Kind::PreVote(rpc::vote_request_message(&request));
+        match self.ask::<R>(RPCTypes::Vote, vote, option.hard_ttl()).await? {
+            peer_reply::Kind::PreVote(reply) => rpc::vote_reply_of(&reply).map_err(senseless::<R>),
+            _ => Err(self.odd("it answered something else")),
+        }
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: SnapshotOf<TypeConfig<R>, SnapshotData>,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig<R>, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
-        Err(StreamingError::Unreachable(unreachable()))
+        match select(Box::pin(self.send::<R>(vote, snapshot)), Box::pin(cancel)).await {
+            Either::Left((sent, _)) => sent,
+            Either::Right((closed, _)) => Err(closed.into()),
+        }
     }
 
     async fn transfer_leader(
         &mut self,
-        _request: TransferLeaderRequest<TypeConfig<R>>,
-        _option: RPCOption,
+        request: TransferLeaderRequest<TypeConfig<R>>,
+        option: RPCOption,
     ) -> Rpc<R, TransferLeaderResponse<TypeConfig<R>>> {
-        Err(unreachable().into())
+        let transfer = peer_request::Kind::TransferLeader(rpc::transfer_message(&request));
+        match self.ask::<R>(RPCTypes::TransferLeader, transfer, option.hard_ttl()).await? {
+            peer_reply::Kind::TransferLeader(_) => Ok(Ok(())),
+            _ => Err(self.odd("it answered something else")),
+        }
     }
 }

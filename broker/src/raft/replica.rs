@@ -19,11 +19,16 @@ use super::{
     LogId, Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
     log::{self, Log},
     machine::{self, Machine},
-    network::NoPeers,
+    network::{Network, Origin},
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
-    transport::Peer,
+    snapshot::{CHUNK_PATIENCE, Receiver, Sender},
+    transport::{Peer, Transport},
 };
-use crate::store::{self, Progress, Store, command::Answer, engine::Engine};
+use crate::store::{
+    self, Progress, Store,
+    command::Answer,
+    engine::{self, Engine, shelf::Shelf},
+};
 
 /// When a follower misses its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,10 @@ pub struct Parts {
     pub log: log::Options,
     /// What the log drives.
     pub store: Store,
+    /// Where a store that comes from a peer is written, beside the one in use.
+    pub shelf: Arc<dyn Shelf>,
+    /// The way to peers; [`super::transport::NoPeers`] for a node that has none.
+    pub transport: Arc<dyn Transport>,
     /// Where disk work is done.
     pub executor: Arc<dyn Executor>,
     /// The clock.
@@ -154,17 +163,17 @@ pub struct Picture {
 
 /// A handle on the running replica. Cloning is cheap.
 pub struct Replica<R: Runtime = Tokio> {
-    raft: openraft::Raft<TypeConfig<R>, Machine>,
-    machine: Arc<machine::Shared>,
-    role: watch::Receiver<Role>,
-    node_id: NodeId,
-    starts: u64,
+    pub(super) raft: openraft::Raft<TypeConfig<R>, Machine>,
+    pub(super) machine: Arc<machine::Shared>,
+    pub(super) log: Log,
+    pub(super) role: watch::Receiver<Role>,
+    pub(super) node_id: NodeId,
 }
 
 impl<R: Runtime> Clone for Replica<R> {
     fn clone(&self) -> Self {
-        let Self { raft, machine, role, node_id, starts } = self;
-        Self { raft: raft.clone(), machine: machine.clone(), role: role.clone(), node_id: *node_id, starts: *starts }
+        let Self { raft, machine, log, role, node_id } = self;
+        Self { raft: raft.clone(), machine: machine.clone(), log: log.clone(), role: role.clone(), node_id: *node_id }
     }
 }
 
@@ -182,6 +191,7 @@ fn config(timers: Timers, retention: Retention) -> Result<Config, Error> {
         enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.sync_entries),
         max_in_snapshot_log_to_keep: retention.keep_entries,
+        install_snapshot_timeout: u64::try_from(CHUNK_PATIENCE.as_millis()).unwrap_or(u64::MAX),
         ..Config::default()
     };
     config.validate().map_err(|error| Error::Timers { reason: error.to_string() })
@@ -193,18 +203,24 @@ impl<R: Runtime> Replica<R> {
     /// # Errors
     /// See [`Error`].
     pub async fn start(parts: Parts) -> Result<Self, Error> {
-        let Parts { log_engine, log, store, executor, clock, observer, failure, timers, retention } = parts;
+        let Parts { log_engine, log, store, shelf, transport, executor, clock, observer, failure, timers, retention } =
+            parts;
         let config = Arc::new(config(timers, retention)?);
         let log = Log::open(log_engine, log, &*executor, clock, &failure, observer.clone())?;
-        let lane = executor.lane("apply", &failure).map_err(Error::Thread)?;
-        let machine = Machine::open(store, lane, failure.clone(), observer, retention).map_err(Error::Store)?;
-        refuse_gap(&log, &machine)?;
-        let (node_id, starts, shared) = (log.node_id(), log.starts(), machine.shared());
-        let raft = openraft::Raft::new(node_id, config, NoPeers, log, machine)
+        let lane = |name| executor.lane(name, &failure).map_err(Error::Thread);
+        let (applying, transfers) = (lane("apply")?, lane("snapshot")?);
+        let receiver = Receiver { lane: transfers.clone(), shelf, turn: Arc::default() };
+        let origin = Origin { node: log.node_id(), reader: store.reader().clone() };
+        let machine = Machine::open(store, applying, receiver, failure.clone(), observer, retention);
+        let machine = machine.map_err(Error::Store)?;
+        fit_together(&log, &machine)?;
+        let (node_id, shared) = (log.node_id(), machine.shared());
+        let network = Network { origin, transport, sender: Sender { lane: transfers, failure: failure.clone() } };
+        let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine)
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
-        let replica = Self { raft, machine: shared, role, node_id, starts };
+        let replica = Self { raft, machine: shared, log, role, node_id };
         R::spawn("role", &failure, replica.clone().follow_role(announce, failure.clone()));
         R::spawn("size", &failure, replica.clone().follow_size());
         replica.find_place().await?;
@@ -218,7 +234,17 @@ impl<R: Runtime> Replica<R> {
 
     /// How often this disk was opened, this time included.
     pub fn starts(&self) -> u64 {
-        self.starts
+        self.log.starts()
+    }
+
+    /// The id of the cluster; `None` until the store has it.
+    pub fn cluster_id(&self) -> Option<String> {
+        self.machine.reader.snapshot().cluster_id().map(str::to_owned)
+    }
+
+    /// Sizes of the store's engine, which changes when a store of a peer is taken over. May read from the disk.
+    pub fn store_stats(&self) -> engine::Stats {
+        self.machine.stats()
     }
 
     /// Changes when leadership or membership change.
@@ -365,18 +391,29 @@ impl<R: Runtime> Replica<R> {
 
 /// The store must stand where the log can go on, and nowhere the log has not been: an entry is synced in the log before
 /// it is applied, and purged only after the store was synced. openraft would skip over either gap.
-fn refuse_gap(log: &Log, machine: &Machine) -> Result<(), Error> {
+///
+/// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it. The
+/// log knows of it, for that was noted before; it is purged now. By index, since entries that such a store overtakes may
+/// be of a later term than its end.
+fn fit_together(log: &Log, machine: &Machine) -> Result<(), Error> {
     let ((purged, last), applied) = (log.ends(), machine.applied());
-    let index = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("index {}", id.index));
-    if applied < purged {
-        let what = format!("the store holds {}, but the log was purged up to {}", index(applied), index(purged));
+    let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("index {}", id.index));
+    let index = |id: Option<LogId>| id.map(|id| id.index);
+    if index(applied) < index(purged) {
+        let what = format!("the store holds {}, but the log was purged up to {}", at(applied), at(purged));
         return Err(Error::Gap { what });
     }
-    if applied > last {
-        let what = format!("the store holds {}, but the log ends at {}", index(applied), index(last));
-        return Err(Error::Gap { what });
+    match applied {
+        Some(applied) if Some(applied.index) <= index(last) => Ok(()),
+        Some(applied) if Some(applied) == log.installing() => {
+            log.purge(applied).map_err(|error| Error::Start { reason: error.to_string() })
+        }
+        Some(_) => {
+            let what = format!("the store holds {}, but the log ends at {}", at(applied), at(last));
+            Err(Error::Gap { what })
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn is_alone(membership: &StoredMembership, me: NodeId) -> bool {

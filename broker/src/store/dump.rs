@@ -45,21 +45,35 @@ pub fn dump(view: &dyn View) -> Result<Vec<Row>, Error> {
 /// # Errors
 /// Those of the view.
 pub fn hash(view: &dyn View) -> Result<String, Error> {
-    let mut context = digest::Context::new(&digest::SHA256);
+    let mut digest = Digest::default();
     for row in rows(view) {
-        row?.add_to(&mut context);
+        let Row { keyspace, key, value } = row?;
+        digest.add(keyspace, &key, &value);
     }
-    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest.finish().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-impl Row {
+/// A SHA-256 over rows, in the order of [`rows`].
+pub(super) struct Digest(digest::Context);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
+    }
+}
+
+impl Digest {
     /// With lengths, so that no two different rows give the same bytes.
-    fn add_to(&self, context: &mut digest::Context) {
-        context.update(&[self.keyspace.space().0]);
-        for part in [&self.key, &self.value] {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part);
+    pub(super) fn add(&mut self, keyspace: Keyspace, key: &[u8], value: &[u8]) {
+        self.0.update(&[keyspace.space().0]);
+        for part in [key, value] {
+            self.0.update(&(part.len() as u64).to_be_bytes());
+            self.0.update(part);
         }
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
+        self.0.finish().as_ref().to_vec()
     }
 }
 

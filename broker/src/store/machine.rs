@@ -15,6 +15,7 @@ use super::{
     keyspace::{Keyspace, records as keys, rows, rows::metadata},
     migrate,
     snapshot::{Published, Reader},
+    transfer::{Arrived, Claim},
     txn::Txn,
 };
 
@@ -109,30 +110,80 @@ pub struct Store {
     descriptors: Arc<Descriptors>,
 }
 
+/// What an engine holds of a store, with all of it that is kept in memory.
+pub(super) struct Contents {
+    engine: Arc<dyn Engine>,
+    view: Arc<dyn View>,
+    state: State,
+    cluster: Arc<Cluster>,
+    membership: StoredMembership,
+    rules: Rules,
+    memory: Memory,
+    cidr: CidrTable,
+    next_service_expiry_nanos: Option<u64>,
+}
+
+impl Contents {
+    /// Brings an engine to the format of this release and reads it.
+    pub(super) fn read(engine: Arc<dyn Engine>) -> Result<Self, Error> {
+        migrate::run(&*engine)?;
+        let view: Arc<dyn View> = engine.view()?.into();
+        let state: State = read_metadata(&*view, metadata::STATE)?;
+        Ok(Self {
+            cluster: Arc::new(read_metadata(&*view, metadata::CLUSTER)?),
+            membership: read_metadata(&*view, metadata::MEMBERSHIP)?,
+            rules: read_rules(&*view, state.epoch)?,
+            memory: Memory::load(&*view)?,
+            cidr: read_cidr(&*view, state.epoch)?,
+            next_service_expiry_nanos: next_service_expiry(&*view)?,
+            engine,
+            view,
+            state,
+        })
+    }
+
+    pub(super) fn claim(&self) -> Claim {
+        claim(&self.state, &self.membership)
+    }
+
+    fn published(&self) -> Published {
+        Published {
+            view: self.view.clone(),
+            state: self.state.clone(),
+            cluster: self.cluster.clone(),
+            rules: self.rules.clone(),
+            next_service_expiry_nanos: self.next_service_expiry_nanos,
+        }
+    }
+}
+
+fn claim(state: &State, membership: &StoredMembership) -> Claim {
+    let membership = membership.id.map(|id| (id.into(), membership.membership.clone()));
+    Claim { applied: state.applied.map(Position::from), membership }
+}
+
 impl Store {
     /// Opens the store an engine holds; an empty one is made ready.
     ///
     /// # Errors
     /// When the engine fails, or holds what this build cannot read.
     pub fn open(engine: Arc<dyn Engine>, options: &Options) -> Result<Self, Error> {
-        migrate::run(&*engine)?;
         let descriptors = Arc::new(Descriptors::builtin()?);
-        let view: Arc<dyn View> = engine.view()?.into();
-        let state: State = read_metadata(&*view, metadata::STATE)?;
-        let cluster: Arc<Cluster> = Arc::new(read_metadata(&*view, metadata::CLUSTER)?);
-        let membership = read_metadata(&*view, metadata::MEMBERSHIP)?;
-        let rules = read_rules(&*view, state.epoch)?;
-        let memory = Memory::load(&*view)?;
-        let cidr = read_cidr(&*view, state.epoch)?;
-        let published = Published {
-            view: view.clone(),
-            state: state.clone(),
-            cluster: cluster.clone(),
-            rules: rules.clone(),
-            next_service_expiry_nanos: next_service_expiry(&*view)?,
-        };
+        let contents = Contents::read(engine)?;
+        let published = contents.published();
+        let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = contents;
         let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max);
         Ok(Self { engine, reader, view, state, cluster, membership, rules, memory, descriptors })
+    }
+
+    /// Becomes the store that has arrived from another node, and publishes it through the same [`Reader`]. The old
+    /// engine is closed with the last snapshot of it.
+    pub fn adopt(&mut self, arrived: Arrived) {
+        let published = arrived.contents.published();
+        let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = arrived.contents;
+        (self.engine, self.view, self.state, self.cluster) = (engine, view, state, cluster);
+        (self.membership, self.rules, self.memory) = (membership, rules, memory);
+        self.reader.replace(published, cidr);
     }
 
     /// For readers.
@@ -143,8 +194,8 @@ impl Store {
     /// Where the store stands: the last applied position and the last membership, with its position, as given to
     /// [`Store::apply`].
     pub fn applied(&self) -> (Option<Position>, Option<(Position, Bytes)>) {
-        let membership = self.membership.id.map(|id| (id.into(), self.membership.membership.clone()));
-        (self.state.applied.map(Position::from), membership)
+        let Claim { applied, membership } = claim(&self.state, &self.membership);
+        (applied, membership)
     }
 
     /// Applies committed entries as one batch, with the last position in it, and publishes the new snapshot before it

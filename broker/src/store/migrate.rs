@@ -59,8 +59,17 @@ pub fn run(engine: &dyn Engine) -> Result<(), Error> {
     lift(engine, STEPS)
 }
 
+/// The format of this release.
+pub fn newest() -> u32 {
+    newest_of(STEPS)
+}
+
+fn newest_of(steps: &[Step]) -> u32 {
+    steps.iter().fold(FIRST, |format, _| format + 1)
+}
+
 fn lift(engine: &dyn Engine, steps: &[Step]) -> Result<(), Error> {
-    let known = steps.iter().fold(FIRST, |format, _| format + 1);
+    let known = newest_of(steps);
     let view = engine.view()?;
     match read_format(&*view)? {
         None if is_empty(&*view)? => commit(engine, Txn::new(&*view), known),

@@ -30,6 +30,7 @@ pub mod query;
 pub mod snapshot;
 pub mod tail;
 pub mod text;
+pub mod transfer;
 pub mod txn;
 pub mod wire;
 

@@ -104,6 +104,17 @@ impl Reader {
         self.0.tail.extend(server_version, latest_record_version, cleared, changes);
     }
 
+    /// Publishes a store that came from elsewhere. Memory of changes begins anew: streams go on with the change log.
+    pub(super) fn replace(&self, next: Published, cidr: CidrTable) {
+        let State { server_version, latest_record_version, .. } = next.state;
+        let snapshot = Arc::new(Snapshot { published: next, descriptors: self.0.descriptors.clone() });
+        let mut table = self.0.cidr.write();
+        *table = cidr;
+        self.0.newest.store(snapshot);
+        drop(table);
+        self.0.tail.reset(server_version, latest_record_version);
+    }
+
     /// The newest snapshot. It holds everything whose answer was given before the call.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.newest.load_full()
@@ -195,6 +206,14 @@ impl Snapshot {
             next_service_expiry_nanos: self.published.next_service_expiry_nanos,
             evicting: !state.evicting.is_empty(),
         }
+    }
+
+    /// A hash over all that the store held: see [`super::dump::hash`].
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn hash(&self) -> Result<String, Error> {
+        Ok(super::dump::hash(self.view())?)
     }
 
     /// One live record.

@@ -73,6 +73,11 @@ impl Tail {
         }
     }
 
+    /// Forgets all: the store was replaced by one that stands here.
+    pub(super) fn reset(&self, server_version: u64, latest: u64) {
+        *self.ring.write() = Ring { server_version, latest, ..Ring::default() };
+    }
+
     /// Changes after `after`; `None` where the ring does not reach back so far.
     pub(super) fn after(&self, record_type: &str, after: u64) -> Option<Changes> {
         let ring = self.ring.read();

@@ -9,11 +9,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    super::{Entry, NodeId, convert},
+    super::{Entry, LogId, NodeId, convert},
     ENTRIES, Error, METADATA,
     mark::{self, Mark},
     tail::{self, Tail},
-    writer,
+    writer::{self, Doomed},
 };
 use crate::store::engine::{Engine, View};
 
@@ -41,14 +41,28 @@ pub(super) fn open_mark(path: PathBuf, log: &mark::Position) -> Result<Mark, Err
     }
 }
 
+/// The node that was removed from its cluster, if it was.
+pub(super) fn retired(engine: &dyn Engine) -> Result<Option<NodeId>, Error> {
+    let view = engine.view().map_err(Error::Read)?;
+    let metadata = |name: &str| view.get(METADATA, name.as_bytes()).map_err(Error::Read);
+    if metadata("retired")?.is_none() {
+        return Ok(None);
+    }
+    metadata("node_id")?.map(|bytes| number(&bytes)).transpose()
+}
+
 /// What an engine holds of a log.
 pub(super) struct Found {
     pub(super) tail: Tail,
     pub(super) position: mark::Position,
     pub(super) node_id: Option<NodeId>,
     pub(super) starts: u64,
+    /// The position of the last store that came from a peer.
+    pub(super) installing: Option<LogId>,
+    /// The node was removed from its cluster.
+    pub(super) retired: bool,
     /// Purged entries that are still there.
-    pub(super) doomed: Range<u64>,
+    pub(super) doomed: Doomed,
 }
 
 impl Found {
@@ -63,7 +77,8 @@ impl Found {
         let first = entries.next().transpose().map_err(Error::Read)?.map(entry_of).transpose()?;
         let newest = entries.next_back().transpose().map_err(Error::Read)?.map(entry_of).transpose()?;
         let newest = newest.or_else(|| first.clone()).map(|entry| entry.log_id);
-        let last = newest.max(purged);
+        // By index: what a snapshot overtook may be of a later term than the snapshot's end.
+        let last = newest.filter(|id| purged.is_none_or(|purged| id.index > purged.index)).or(purged);
         let next_purged = purged.map_or(0, |id| id.index + 1);
         let start = first.map_or(next_purged, |entry| entry.log_id.index);
         if start > next_purged {
@@ -75,7 +90,8 @@ impl Found {
         // Saved too early by half: see `Tail::committed_below`.
         let tail = Tail::new(last, purged, vote, committed.min(last));
         let starts = counter("starts")?.unwrap_or(0);
-        Ok(Self { tail, position, node_id, starts, doomed: start..next_purged })
+        let (installing, retired) = (log_id("installing")?, metadata("retired")?.is_some());
+        Ok(Self { tail, position, node_id, starts, installing, retired, doomed: Doomed::new(start, next_purged) })
     }
 }
 

@@ -35,7 +35,7 @@ use self::{
     writer::{Done, MarkKeeper, Order, Writer},
 };
 use super::{
-    Entry, LogId, NodeId, Observer, TypeConfig, Vote,
+    Entry, LogId, NodeId, Observer, TypeConfig, Vote, convert,
     runtime::{self, Clock, Executor, Failure, Lane, Runtime},
 };
 use crate::store::engine::{self, Durability, Engine, Space};
@@ -44,7 +44,8 @@ use crate::store::engine::{self, Durability, Engine, Space};
 pub const SPACES: [&str; 2] = ["entries", "metadata"];
 /// `u64` index → encoded `LogEntry`.
 const ENTRIES: Space = Space(0);
-/// `vote`, `committed`, `purged` → that; `sequence` → `u64` number of the last batch; `node_id`, `starts` → `u64`.
+/// `vote`, `committed`, `purged` → that; `sequence` → `u64` number of the last batch; `node_id`, `starts` → `u64`;
+/// `installing` → the position of the last store that came from a peer; `retired` → nothing: the node was removed.
 const METADATA: Space = Space(1);
 
 /// What may wait for the disk, in bytes of entries. The node bounds what it proposes; this bounds what a leader sends.
@@ -83,9 +84,24 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// The cluster has removed this node: it must never vote again. What it holds is of no use to the cluster.
+    #[error("node {node_id} was removed from its cluster")]
+    Retired {
+        /// Its id, which is never used again.
+        node_id: NodeId,
+    },
     /// No thread for the log.
     #[error("cannot start a thread of the log: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// The id of the node whose log an engine with [`SPACES`] holds, if its cluster has removed it. Such a log is never
+/// opened again: the node begins anew, under another id.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn retired(engine: &dyn Engine) -> Result<Option<NodeId>, Error> {
+    found::retired(engine)
 }
 
 /// How a log is opened.
@@ -116,6 +132,7 @@ struct Shared {
     failure: Failure,
     node_id: NodeId,
     starts: u64,
+    installing: Option<LogId>,
 }
 
 #[derive(Default)]
@@ -142,6 +159,9 @@ impl Log {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, Error> {
         let found = Found::read(&*engine)?;
+        if let Some(node_id) = found.node_id.filter(|_| found.retired) {
+            return Err(Error::Retired { node_id });
+        }
         let side_lane = executor.lane("log-side", failure).map_err(Error::Thread)?;
         let mark = options.mark.map(|path| found::open_mark(path, &found.position)).transpose()?.map(|mark| {
             MarkKeeper { mark, lane: side_lane.clone(), clock, failure: failure.clone(), synced_at_nanos: 0 }
@@ -159,6 +179,7 @@ impl Log {
             failure: failure.clone(),
             node_id,
             starts: found.starts + 1,
+            installing: found.installing,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -177,6 +198,32 @@ impl Log {
     /// How often this disk was opened, this time included. Never the same twice.
     pub(super) fn starts(&self) -> u64 {
         self.shared.starts
+    }
+
+    /// The position of the last store that came from a peer, as it was noted when the log was opened: the store may
+    /// stand there although the log does not reach so far.
+    pub(super) fn installing(&self) -> Option<LogId> {
+        self.shared.installing
+    }
+
+    /// Notes, on the disk, that a store at this position is about to take the place of the present one.
+    pub(super) async fn note_install(&self, at: &LogId) -> io::Result<()> {
+        let note = writer::metadata(b"installing", convert::encode_log_id(at));
+        self.settle(|_, done| Some(Order::Note(note, done))).await
+    }
+
+    /// Notes, on the disk, that this node was removed from its cluster: the log cannot be opened again.
+    pub(super) async fn retire(&self) -> io::Result<()> {
+        let note = writer::metadata(b"retired", Bytes::new());
+        self.settle(|_, done| Some(Order::Note(note, done))).await
+    }
+
+    /// Forgets everything up to `upto`, which may lie beyond the end of the log.
+    pub(super) fn purge(&self, upto: LogId) -> io::Result<()> {
+        self.submit_with(|tail| {
+            tail.purge(upto);
+            Some(Order::Purge(upto))
+        })
     }
 
     fn submit(&self, order: Order) -> io::Result<()> {
@@ -275,7 +322,9 @@ impl Shared {
         let mut state = self.state.lock();
         state.poison = Some(error.to_string().into());
         for order in std::mem::take(&mut state.pending) {
-            if let Order::Append { done, .. } | Order::Vote(_, done) | Order::Truncate(_, done) = order {
+            if let Order::Append { done, .. } | Order::Vote(_, done) | Order::Truncate(_, done) | Order::Note(_, done) =
+                order
+            {
                 done(Err(io::Error::other(error.to_string())));
             }
         }
@@ -403,10 +452,7 @@ impl<R: Runtime> RaftLogStorage<TypeConfig<R>> for Log {
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.submit_with(|tail| {
-            tail.purge(upto);
-            Some(Order::Purge(upto))
-        })
+        Self::purge(self, upto)
     }
 }
 

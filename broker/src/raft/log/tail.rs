@@ -100,8 +100,13 @@ impl Tail {
         while self.ring.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
             self.forget_oldest();
         }
-        self.purged = self.purged.max(Some(upto));
-        self.last = self.last.max(self.purged);
+        if self.purged.is_none_or(|purged| purged.index < upto.index) {
+            self.purged = Some(upto);
+        }
+        // By index: what a snapshot overtakes may be of a later term than its end.
+        if self.last.is_none_or(|last| last.index < upto.index) {
+            self.last = Some(upto);
+        }
         self.written = self.written.max(after(self.purged.as_ref()));
     }
 

@@ -34,6 +34,8 @@ pub(super) enum Order {
     Vote(Vote, Done),
     Truncate(Range<u64>, Done),
     Purge(LogId),
+    /// Something to remember beside the vote.
+    Note(Change, Done),
     /// A view of everything ordered before.
     View(oneshot::Sender<Box<dyn View>>),
 }
@@ -50,12 +52,12 @@ const REMOVALS_MAX: u64 = 512;
 const MARK_SYNC_NANOS: u64 = 1_000_000_000;
 
 /// The next orders to share a batch. A truncation stands alone: in one batch a key may occur only once, and the
-/// entries that replace truncated ones have the same keys.
+/// entries that replace truncated ones have the same keys. So does a note, for the same reason.
 pub(super) fn next_round(pending: &mut VecDeque<Order>) -> Vec<Order> {
     let mut round = Vec::new();
     let mut bytes = 0;
     while let Some(order) = pending.front() {
-        let alone = matches!(order, Order::Truncate(..));
+        let alone = matches!(order, Order::Truncate(..) | Order::Note(..));
         if !round.is_empty() && (alone || bytes > ROUND_BYTES_MAX) {
             break;
         }
@@ -74,7 +76,7 @@ pub(super) fn next_round(pending: &mut VecDeque<Order>) -> Vec<Order> {
 pub(super) fn written_below(round: &[Order]) -> Option<u64> {
     round.iter().rev().find_map(|order| match order {
         Order::Append { entries, .. } => entries.last().map(|entry| entry.log_id.index + 1),
-        Order::Vote(..) | Order::Truncate(..) | Order::Purge(_) | Order::View(_) => None,
+        Order::Vote(..) | Order::Truncate(..) | Order::Purge(_) | Order::Note(..) | Order::View(_) => None,
     })
 }
 
@@ -86,8 +88,44 @@ pub(super) struct Writer {
     pub(super) mark: Option<MarkKeeper>,
     pub(super) position: mark::Position,
     /// Purged entries that are still in the engine.
-    pub(super) doomed: Range<u64>,
+    pub(super) doomed: Doomed,
     pub(super) observer: Arc<dyn Observer>,
+}
+
+/// Purged entries that are still in the engine, oldest first.
+pub(super) struct Doomed {
+    ranges: VecDeque<Range<u64>>,
+    /// Everything below is purged.
+    purged_below: u64,
+}
+
+impl Doomed {
+    /// The entries from `first` to `purged_below` are still there.
+    pub(super) fn new(first: u64, purged_below: u64) -> Self {
+        let ranges = if first < purged_below { VecDeque::from([first..purged_below]) } else { VecDeque::new() };
+        Self { ranges, purged_below }
+    }
+
+    /// Adds the entries up to `upto`, of which those after `last` never were there: a snapshot overtook the log.
+    fn purge(&mut self, upto: u64, last: u64) {
+        let end = upto.min(last) + 1;
+        if self.purged_below < end {
+            self.ranges.push_back(self.purged_below..end);
+        }
+        self.purged_below = self.purged_below.max(upto + 1);
+    }
+
+    /// Takes some of the oldest.
+    fn take(&mut self) -> Range<u64> {
+        let Some(oldest) = self.ranges.front_mut() else { return 0..0 };
+        let end = oldest.end.min(oldest.start.saturating_add(REMOVALS_MAX));
+        let taken = oldest.start..end;
+        oldest.start = end;
+        if oldest.is_empty() {
+            self.ranges.pop_front();
+        }
+        taken
+    }
 }
 
 #[derive(Default)]
@@ -106,7 +144,7 @@ struct Round {
 
 impl Writer {
     pub(super) fn has_removals(&self) -> bool {
-        !self.doomed.is_empty()
+        !self.doomed.ranges.is_empty()
     }
 
     /// Writes a round and tells who waits for it.
@@ -129,9 +167,7 @@ impl Writer {
 
     /// Removes some entries that were purged in an earlier round.
     fn remove_doomed(&mut self, round: &mut Round) {
-        let end = self.doomed.end.min(self.doomed.start.saturating_add(REMOVALS_MAX));
-        round.batch.extend((self.doomed.start..end).map(removal));
-        self.doomed.start = end;
+        round.batch.extend(self.doomed.take().map(removal));
     }
 
     fn add(&mut self, order: Order, round: &mut Round) {
@@ -154,9 +190,13 @@ impl Writer {
                 round.wait(done);
             }
             Order::Purge(upto) => {
-                self.doomed.end = self.doomed.end.max(upto.index + 1);
+                self.doomed.purge(upto.index, self.position.last_index);
                 self.position.last_index = self.position.last_index.max(upto.index);
                 round.purged = Some(upto);
+            }
+            Order::Note(change, done) => {
+                round.batch.push(change);
+                round.wait(done);
             }
             Order::View(wanted) => round.views.push(wanted),
         }

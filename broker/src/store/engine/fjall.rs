@@ -278,6 +278,11 @@ fn lock(path: &Path) -> Result<fs::File, Error> {
     })
 }
 
+/// Whether there is a database in the folder that no engine, and no view of one, has open.
+pub(super) fn is_idle(path: &Path) -> bool {
+    path.is_dir() && lock(path).is_ok()
+}
+
 /// Removes what a first start left that was killed half-way: fjall would refuse it for ever. Nothing was committed as
 /// long as there are no tables, not even those of fjall itself, which it makes after it has written its version. Should
 /// all of them be lost, a journal with batches is kept all the same.

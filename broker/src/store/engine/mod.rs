@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 pub mod fjall;
 pub mod memory;
+pub mod shelf;
 
 mod journal;
 
