@@ -77,10 +77,21 @@ keys! {
         .defaults_to("fsync");
     CHANGE_LOG_RETENTION: key("change_log_retention", "How long changes are kept for streams that resume, such as `1h`.").defaults_to("1h");
     CHANGE_LOG_BYTES_MAX: key("change_log_bytes_max", "Older changes go earlier once the change log holds more than this. Default: a quarter of the volume, at most 1GiB.");
+    CLUSTER_NAME: key("databroker_cluster_name", "The cluster's name, as it stands in the certificates of its members.").defaults_to("databroker");
     CLUSTER_NODE_ID: key("databroker_cluster_node_id", "This node's name in a cluster.");
-    CLUSTER_NODES: key("databroker_cluster_nodes", "The cluster's nodes: a list of `{id, grpc_address, raft_address}`.");
-    RAFT_BIND_ADDRESS: key("databroker_raft_bind_address", "Address for the other nodes of the cluster.");
+    CLUSTER_NODES: key("databroker_cluster_nodes", "The cluster's nodes, this one included: a list of `{id, grpc_address, raft_address}`.");
+    CLUSTER_DISCOVERY: key("databroker_cluster_discovery", "Finds the other nodes by name instead: `dns://host:port`.");
     CLUSTER_BOOTSTRAP: key("databroker_cluster_bootstrap", "How an empty node begins: `auto` (a cluster of its own) or `explicit` (waits to be told). Default: auto without other nodes.");
+    RAFT_BIND_ADDRESS: key("databroker_raft_bind_address", "Address for the other nodes. Default: `:5999` in a cluster.");
+    RAFT_ADVERTISE_ADDRESS: key("databroker_raft_advertise_address", "Where the other nodes reach this one, `host:port`. Default: as in the list of nodes.");
+    GRPC_ADVERTISE_ADDRESS: key("databroker_grpc_advertise_address", "Where clients reach this node, as a URL. Default: as in the list of nodes.");
+    PEER_CA_FILE: key("databroker_peer_ca_file", "PEM file with the authorities trusted between nodes; read again when it changes.");
+    PEER_CERTIFICATE_FILE: key("databroker_peer_certificate_file", "PEM file with this node's certificate for the others; read again when it changes. Without one it is made from the shared secret.");
+    PEER_CERTIFICATE_KEY_FILE: key("databroker_peer_certificate_key_file", "PEM file with that certificate's private key; read again when it changes.");
+    RAFT_HEARTBEAT_INTERVAL: key("databroker_raft_heartbeat_interval", "How often a leader says that it is there.").defaults_to("100ms");
+    RAFT_ELECTION_TIMEOUT_MIN: key("databroker_raft_election_timeout_min", "How long the others wait for it at least.").defaults_to("300ms");
+    RAFT_ELECTION_TIMEOUT_MAX: key("databroker_raft_election_timeout_max", "How long the others wait for it at most.").defaults_to("400ms");
+    HOLD: key("hold", "How long a request waits while the cluster has no leader.").defaults_to("5s");
     HEALTH_CHECK_ADDR: key("health_check_addr", "Address for /healthz, /readyz and /startupz over HTTP.").defaults_to("127.0.0.1:28080");
     METRICS_ADDRESS: key("metrics_address", "Address for /metrics over HTTP; beside the health checks if not given.");
     LOG_LEVEL: key("log_level", "What is logged: error, warn, info, debug, trace, or a filter such as `info,databroker::raft=debug`.")

@@ -6,6 +6,7 @@
 //!
 //! Not here: acting on it. Each layer gets its own group, never the whole.
 
+mod cluster;
 mod keys;
 mod settings;
 #[cfg(test)]
@@ -14,12 +15,11 @@ mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use serde::Deserialize;
-
 use crate::jwt::SharedKey;
 use keys::Key;
 use values::Parsed;
 
+pub use cluster::{Advertised, Bootstrap, Cluster, ClusterNode, Discovery, PeerFiles, Timers};
 pub use settings::{Flags, Settings, Source};
 
 /// Why there is no usable configuration.
@@ -204,51 +204,6 @@ pub enum Durability {
     Os,
 }
 
-/// The cluster this node is part of.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    /// This node's name.
-    pub name: Option<String>,
-    /// All nodes; empty: none but this one.
-    pub nodes: Vec<ClusterNode>,
-    /// Where other nodes connect.
-    pub raft_bind_address: Option<SocketAddr>,
-    /// How an empty node begins.
-    pub bootstrap: Bootstrap,
-}
-
-/// What this node shows to its peers and whom it trusts, as PEM files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerFiles {
-    /// The authorities that are trusted.
-    pub ca: PathBuf,
-    /// The node's certificate chain.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
-
-/// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClusterNode {
-    /// Its name.
-    pub id: String,
-    /// Its gRPC interface, as a URL.
-    pub grpc_address: String,
-    /// Its address for other nodes, `host:port`.
-    pub raft_address: String,
-}
-
-/// How an empty node begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bootstrap {
-    /// It makes itself a cluster of one.
-    Auto,
-    /// It waits to be told.
-    Explicit,
-}
-
 /// What is logged.
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -292,7 +247,7 @@ impl Config {
                 metrics: optional(settings, &keys::METRICS_ADDRESS, values::address)?,
             },
             storage: storage(settings)?,
-            cluster: cluster(settings)?,
+            cluster: cluster::cluster(settings)?,
             log: Log {
                 filter: required(settings, &keys::LOG_LEVEL, |text| Ok(text.to_owned()))?,
                 format: required(settings, &keys::LOG_FORMAT, |text| {
@@ -390,66 +345,6 @@ fn medium(text: &str) -> Parsed<Medium> {
             .into());
     }
     values::choice(text, &[("file", Medium::File), ("memory", Medium::Memory)])
-}
-
-fn cluster(settings: &Settings) -> Result<Cluster, Error> {
-    let name = optional(settings, &keys::CLUSTER_NODE_ID, |text| Ok(text.to_owned()))?;
-    let nodes = settings.get(&keys::CLUSTER_NODES, values::cluster_nodes)?.unwrap_or_default();
-    let raft_bind_address = optional(settings, &keys::RAFT_BIND_ADDRESS, values::address)?;
-    check_cluster(name.as_deref(), &nodes, raft_bind_address.is_some())?;
-    let bootstrap = optional(settings, &keys::CLUSTER_BOOTSTRAP, |text| {
-        values::choice(text, &[("auto", Bootstrap::Auto), ("explicit", Bootstrap::Explicit)])
-    })?;
-    let bootstrap = bootstrap.unwrap_or(if nodes.len() > 1 { Bootstrap::Explicit } else { Bootstrap::Auto });
-    Ok(Cluster { name, nodes, raft_bind_address, bootstrap })
-}
-
-/// Half a cluster configuration must never start a store of its own beside the real one.
-fn check_cluster(name: Option<&str>, nodes: &[ClusterNode], bound: bool) -> Result<(), Error> {
-    let conflict = |text: String| Err(Error::Conflict(text));
-    let Some(name) = name else {
-        if nodes.is_empty() && !bound {
-            return Ok(());
-        }
-        return conflict("NO_CLUSTER_NODE_ID: `databroker_cluster_node_id` is required but not set".into());
-    };
-    if nodes.is_empty() {
-        return conflict("NO_CLUSTER_NODES: `databroker_cluster_nodes` is required but not set".into());
-    }
-    if let Some(twice) = nodes.iter().enumerate().find(|(i, node)| nodes[..*i].iter().any(|other| other.id == node.id))
-    {
-        return conflict(format!("`databroker_cluster_nodes` names `{}` twice", twice.1.id));
-    }
-    if !nodes.iter().any(|node| node.id == name) {
-        return conflict(format!(
-            "`databroker_cluster_node_id` is `{name}`, which is not in `databroker_cluster_nodes`"
-        ));
-    }
-    Ok(())
-}
-
-impl Cluster {
-    /// Whether this release can serve it.
-    ///
-    /// # Errors
-    /// For more than one node: this release never pretends to replicate.
-    pub fn check_supported(&self) -> Result<(), Error> {
-        if self.nodes.len() > 1 {
-            return Err(Error::Conflict(format!(
-                "`databroker_cluster_nodes` lists {} nodes, but this release runs one: clustering arrives with a later \
-                 release",
-                self.nodes.len()
-            )));
-        }
-        if self.bootstrap == Bootstrap::Explicit {
-            return Err(Error::Conflict(
-                "`databroker_cluster_bootstrap: explicit` waits for a cluster, and clustering arrives with a later \
-                 release: use `auto`"
-                    .into(),
-            ));
-        }
-        Ok(())
-    }
 }
 
 impl Storage {

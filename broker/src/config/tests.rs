@@ -90,27 +90,71 @@ fn plaintext_beyond_loopback_has_to_be_wanted() {
     assert!(error(load(&["--certificate-key-file=k"], &[])).contains("`certificate_file` is not"));
 }
 
+/// A cluster's flags: node `a` of the given ones.
+fn cluster_of(ids: &[&str], more: &[&str]) -> Result<Config, Error> {
+    let node = |(at, id): (usize, &&str)| {
+        format!(r#"{{"id":"{id}","grpc_address":"http://h:1","raft_address":"h{at}:2"}}"#)
+    };
+    let nodes = ids.iter().enumerate().map(node).collect::<Vec<_>>().join(",");
+    let nodes = [("DATABROKER_CLUSTER_NODES", format!("[{nodes}]"))];
+    let nodes: Vec<_> = nodes.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    load(&[&["--databroker-cluster-node-id=a"], more].concat(), &nodes)
+}
+
 #[test]
-fn half_a_cluster_is_an_error_and_a_whole_one_is_not_served() {
+fn half_a_cluster_is_an_error_that_says_what_to_do() {
     assert!(error(load(&["--databroker-raft-bind-address=:1"], &[])).starts_with("NO_CLUSTER_NODE_ID"));
+    assert!(error(load(&["--databroker-cluster-discovery=dns://h:1"], &[])).starts_with("NO_CLUSTER_NODE_ID"));
     assert!(error(load(&["--databroker-cluster-node-id=a"], &[])).starts_with("NO_CLUSTER_NODES"));
-    let node = |id: &str| format!(r#"{{"id":"{id}","grpc_address":"http://h:1","raft_address":"h:2"}}"#);
-    let nodes = format!("[{},{}]", node("a"), node("b"));
-    let with = |name| load(&["--databroker-cluster-node-id", name], &[("DATABROKER_CLUSTER_NODES", &nodes)]);
-    assert!(error(with("c")).contains("not in `databroker_cluster_nodes`"));
-    let cluster = with("a").unwrap().cluster;
+    for (ids, more, part) in [
+        (&["b", "c"][..], &[][..], "not in `databroker_cluster_nodes`: add it"),
+        (&["a", "b", "a"], &[], "names `a` twice"),
+        (&["a", "b/c"], &[], "`b/c`: a name of letters"),
+        (&["a", "b"], &["--databroker-cluster-bootstrap=auto"], "cluster init"),
+        (&["a", "b"], &["--databroker-peer-ca-file=f"], "set all three"),
+        (&["a", "b"], &["--databroker-raft-advertise-address=h:1"], "leave out one of them"),
+        (&["a"], &["--databroker-raft-election-timeout-min=150ms"], "at least twice"),
+        (&["a"], &["--databroker-raft-election-timeout-max=300ms"], "elect nobody"),
+        (&["a"], &["--databroker-raft-heartbeat-interval=1ms"], "at least 10ms"),
+    ] {
+        let text = error(cluster_of(ids, more));
+        assert!(text.contains(part), "{text}");
+    }
+    let discovery = ["--databroker-cluster-node-id=a", "--databroker-cluster-discovery=dns://peers:5999"];
+    assert!(error(load(&discovery, &[])).contains("`databroker_raft_advertise_address`"));
+    let same = "databroker_cluster_node_id: a\ndatabroker_cluster_nodes:\n  - {id: a, grpc_address: g, raft_address: \
+                h:1}\n  - {id: b, grpc_address: g, raft_address: h:1}\n";
+    assert!(error(load_file(same)).contains("for both `a` and `b`"));
+}
+
+#[test]
+fn a_cluster_waits_to_be_founded_and_listens_for_peers() {
+    let cluster = cluster_of(&["a", "b", "c"], &[]).unwrap().cluster;
     assert_eq!(cluster.bootstrap, Bootstrap::Explicit);
+    assert_eq!(cluster.raft_bind_address.unwrap().to_string(), "[::]:5999");
+    assert_eq!(cluster.advertised.as_ref().unwrap().raft_address, "h0:2");
+    assert_eq!((cluster.name.as_str(), cluster.peer_files.as_ref()), ("databroker", None));
+    assert_eq!(cluster.timers.election_min, Duration::from_millis(300));
     assert!(cluster.check_supported().unwrap_err().to_string().contains("later release"));
-    let twice = format!("[{0},{0}]", node("a"));
-    assert!(
-        error(load(&["--databroker-cluster-node-id=a"], &[("DATABROKER_CLUSTER_NODES", &twice)])).contains("twice")
-    );
+
+    let flags = [
+        "--databroker-cluster-node-id=a",
+        "--databroker-cluster-discovery=dns://peers:5999",
+        "--databroker-raft-advertise-address=a.peers:5999",
+    ];
+    let cluster = load(&flags, &[]).unwrap().cluster;
+    assert_eq!(cluster.discovery, Some(Discovery { host: "peers".into(), port: 5999 }));
+    assert_eq!(cluster.bootstrap, Bootstrap::Explicit);
+    assert!(cluster.raft_bind_address.is_some());
+
+    let alone = load(&[], &[]).unwrap().cluster;
+    assert_eq!((alone.bootstrap, alone.raft_bind_address), (Bootstrap::Auto, None));
 }
 
 #[test]
 fn cluster_nodes_are_a_list_in_the_file() {
     let text =
-        "databroker_cluster_node_id: a\ndatabroker_cluster_nodes:\n  - {id: a, grpc_address: g, raft_address: r}\n";
+        "databroker_cluster_node_id: a\ndatabroker_cluster_nodes:\n  - {id: a, grpc_address: g, raft_address: r:1}\n";
     let config = load_file(text).unwrap();
     assert_eq!(config.cluster.nodes.len(), 1);
     config.cluster.check_supported().unwrap();

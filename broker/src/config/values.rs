@@ -6,7 +6,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde_yaml::Value;
 
-use super::ClusterNode;
+use super::{ClusterNode, Discovery};
+use crate::peer::identity::is_name;
 
 /// A value, or what is wrong with the text.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -30,6 +31,41 @@ pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
         None => text.to_owned(),
     };
     full.parse().map_err(|_| "an address such as 127.0.0.1:5443 or :5443 is wanted".into())
+}
+
+/// The name of a node or a cluster.
+pub(super) fn name(text: &str) -> Parsed<String> {
+    match is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a name of letters, digits, `-`, `_` and `.` is wanted, at most 253, that begins with a letter or \
+                      digit"
+            .into()),
+    }
+}
+
+/// `host:port`, for others to connect to.
+pub(super) fn host_and_port(text: &str) -> Parsed<String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or_default();
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    match port.parse::<u16>() {
+        Ok(port) if port != 0 && !host.is_empty() && (bracketed || !host.contains([':', '/', ' '])) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("host:port is wanted, such as node-1.example.com:5999".into()),
+    }
+}
+
+/// `dns://host:port`.
+pub(super) fn discovery(text: &str) -> Parsed<Discovery> {
+    let wanted = || "dns://host:port is wanted, such as dns://databroker-peers:5999".to_owned();
+    let rest = text.strip_prefix("dns://").ok_or_else(wanted)?;
+    let (host, port) = host_and_port(rest).ok().as_deref().and_then(split).ok_or_else(wanted)?;
+    Ok(Discovery { host, port })
+}
+
+fn split(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
 }
 
 /// `true` or `false`.

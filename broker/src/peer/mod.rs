@@ -19,6 +19,7 @@ use futures::stream::BoxStream;
 pub mod authority;
 mod client;
 mod dial;
+mod discovery;
 pub mod identity;
 mod link;
 pub mod material;
@@ -32,6 +33,7 @@ mod tests;
 pub mod tls;
 
 pub use client::Client;
+pub use discovery::discover;
 pub use server::{BindError, Server};
 pub use socket::{SOCKET_FILE, Socket, SocketError};
 

@@ -109,11 +109,11 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
 
 /// This node as its cluster will know it.
 fn member(cluster: &config::Cluster) -> raft::Member {
-    let name = cluster.name.clone().unwrap_or_default();
-    match cluster.nodes.iter().find(|node| node.id == name) {
+    let name = cluster.node.clone().unwrap_or_default();
+    match &cluster.advertised {
         None => raft::Member { name, ..raft::Member::default() },
-        Some(node) => {
-            raft::Member { name, raft_address: node.raft_address.clone(), grpc_address: node.grpc_address.clone() }
+        Some(at) => {
+            raft::Member { name, raft_address: at.raft_address.clone(), grpc_address: at.grpc_address.clone() }
         }
     }
 }

@@ -1,0 +1,20 @@
+//! Who might be a peer: the addresses behind one name. Whether they are is found out by saying Hello.
+
+use std::{io, net::SocketAddr};
+
+use crate::config::Discovery;
+
+/// More addresses than a cluster has nodes are a mistake in the name.
+const ADDRESSES_MAX: usize = 64;
+
+/// All addresses behind the name now, in order, this node's own among them.
+///
+/// # Errors
+/// When the name cannot be resolved, as before the first node is ready.
+pub async fn discover(discovery: &Discovery) -> io::Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host((discovery.host.as_str(), discovery.port)).await?;
+    let mut found: Vec<_> = found.take(ADDRESSES_MAX).collect();
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
