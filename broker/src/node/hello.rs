@@ -139,7 +139,7 @@ impl<R: Runtime> Node<R> {
         let shared = &self.shared;
         let (snapshot, role, picture) = (shared.reader.snapshot(), self.role(), shared.replica.picture());
         let (progress, member) = (snapshot.progress(), &shared.member);
-        let (disk_bytes, disk_bytes_free) = (shared.disk)();
+        let disk = self.disk();
         let members = shared.replica.members().members;
         Introduction {
             node: shared.replica.node_id(),
@@ -154,8 +154,8 @@ impl<R: Runtime> Node<R> {
             members: members.into_iter().map(|(node, member)| message_of(node, member)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),
-            disk_bytes,
-            disk_bytes_free,
+            disk_bytes: disk.taken_bytes,
+            disk_bytes_free: disk.free_bytes,
             term: role.term,
             committed_index: picture.committed_index.unwrap_or(0),
             latest_record_version: progress.latest_record_version,

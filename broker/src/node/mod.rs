@@ -134,8 +134,9 @@ struct Shared<R: Runtime> {
     configured: Vec<ShapeMember>,
     /// What the leader does next, for people; empty when there is nothing to do.
     next_step: watch::Sender<String>,
-    /// How many bytes the data takes, and how many are free on its volume. May read from the disk.
-    disk: Disk,
+    free_space: FreeSpace,
+    /// When the disk was looked at last, and what was seen.
+    disk: Mutex<Option<(Instant, DiskSpace)>>,
     request_room: Arc<Semaphore>,
     byte_room: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
@@ -143,8 +144,18 @@ struct Shared<R: Runtime> {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tells how many bytes the data takes, and how many are free on its volume.
-pub type Disk = Arc<dyn Fn() -> (u64, u64) + Send + Sync>;
+/// Tells how many bytes are free on the volume of the data.
+pub type FreeSpace = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What the data takes, and what is left.
+#[derive(Clone, Copy, Debug, Default)]
+struct DiskSpace {
+    taken_bytes: u64,
+    free_bytes: u64,
+}
+
+/// How old the sizes of the disk may be: looking takes milliseconds, and elections wait meanwhile.
+const DISK_LOOK: Duration = Duration::from_secs(10);
 
 /// The engines below a node.
 #[derive(Clone)]
@@ -302,6 +313,20 @@ impl<R: Runtime> Node<R> {
     /// Sizes of the engines, of the log and of the store: for metrics. May read from the disk.
     pub fn engine_stats(&self) -> (engine::Stats, engine::Stats) {
         (self.shared.log_engine.stats(), self.shared.replica.store_stats())
+    }
+
+    /// What the data takes, a moment ago.
+    fn disk(&self) -> DiskSpace {
+        let mut last = self.shared.disk.lock();
+        if let Some((at, seen)) = *last
+            && at.elapsed() < DISK_LOOK
+        {
+            return seen;
+        }
+        let (log, store) = self.engine_stats();
+        let seen = DiskSpace { taken_bytes: log.bytes + store.bytes, free_bytes: (self.shared.free_space)() };
+        *last = Some((Instant::now(), seen));
+        seen
     }
 
     /// Resolves with the reason once the node has failed for good: the process is to end.

@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use databroker_proto::internal::{Init, ShapeMember};
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Disk, Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
+    Engines, Error, FreeSpace, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
     coalesce::{Coalescer, Ground},
     directory::Directory,
     fence,
@@ -212,13 +212,13 @@ pub struct Peers {
     pub seeds: Arc<dyn Seeds>,
     /// Who is to be a member from the beginning; empty: this node alone, or whoever an operator names.
     pub configured: Vec<ShapeMember>,
-    /// The space its own data takes.
-    pub disk: Disk,
+    /// The space that is left on the volume of this node's data.
+    pub free_space: FreeSpace,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { seeds: Arc::new(Vec::<Peer>::new()), configured: Vec::new(), disk: Arc::new(|| (0, 0)) }
+        Self { seeds: Arc::new(Vec::<Peer>::new()), configured: Vec::new(), free_space: Arc::new(|| 0) }
     }
 }
 
@@ -229,7 +229,7 @@ impl<R: Runtime> Node<R> {
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
         let Parts { replica, engines, member, founding, hold, change_log, peers } = parts;
-        let Peers { seeds, configured, disk } = peers;
+        let Peers { seeds, configured, free_space } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
         let reader = replica.store.reader().clone();
@@ -257,7 +257,8 @@ impl<R: Runtime> Node<R> {
             member: member.clone(),
             configured,
             next_step: watch::Sender::default(),
-            disk,
+            free_space,
+            disk: Mutex::default(),
             request_room: Arc::new(Semaphore::new(REQUESTS_MAX)),
             byte_room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
             stopping: watch::Sender::new(false),
@@ -394,7 +395,6 @@ fn gather(
         },
         store: Store::open(engines.store.clone(), &options.store).map_err(OpenError::Store)?,
         shelf,
-        transport: Arc::new(raft::transport::NoPeers),
         executor,
         clock: Arc::new(SystemClock),
         observer: options.observer,
@@ -403,7 +403,7 @@ fn gather(
         retention: options.retention,
         transport: options.transport,
     };
-    let disk = disk(options.storage.clone(), engines.clone());
+    let free_space = free_space(&options.storage);
     let bytes_max = options.change_log_bytes_max.unwrap_or_else(|| change_log_bytes(&options.storage));
     Ok(Parts {
         replica,
@@ -412,7 +412,7 @@ fn gather(
         founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
         hold: options.hold,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
-        peers: Peers { seeds: options.seeds, configured: options.configured, disk },
+        peers: Peers { seeds: options.seeds, configured: options.configured, free_space },
     })
 }
 
@@ -437,27 +437,12 @@ fn in_memory() -> (Engines, Arc<dyn Shelf>) {
     (Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store }, Arc::new(shelf))
 }
 
-/// How old the sizes of the disk may be: looking at them may take milliseconds, and nobody is to wait for that often.
-const DISK_LOOK: Duration = Duration::from_secs(10);
-
-/// Bytes taken by log and store, and free on their volume.
-fn disk(storage: Storage, engines: Engines) -> Disk {
-    let look = move || {
-        let taken = engines.log.stats().bytes + engines.store.stats().bytes;
-        let free = match &storage {
-            Storage::Folder(path) => fs4::available_space(path).unwrap_or(0),
-            Storage::Memory => 0,
-        };
-        (taken, free)
-    };
-    let last = Mutex::new(None);
-    Arc::new(move || {
-        let mut last = last.lock();
-        let (at, sizes) =
-            last.filter(|(at, _): &(Instant, _)| at.elapsed() < DISK_LOOK).unwrap_or_else(|| (Instant::now(), look()));
-        *last = Some((at, sizes));
-        sizes
-    })
+/// Bytes free on the volume of the data; 0 in memory.
+fn free_space(storage: &Storage) -> FreeSpace {
+    match storage.clone() {
+        Storage::Folder(path) => Arc::new(move || fs4::available_space(&path).unwrap_or(0)),
+        Storage::Memory => Arc::new(|| 0),
+    }
 }
 
 /// A quarter of the volume, at most 1 GiB; that as well where the size of the volume is unknown.
