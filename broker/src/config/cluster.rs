@@ -256,24 +256,4 @@ impl Cluster {
     pub fn is_clustered(&self) -> bool {
         self.raft_bind_address.is_some()
     }
-
-    /// Whether this release can serve it.
-    ///
-    /// # Errors
-    /// For more than one node: this release never pretends to replicate.
-    pub fn check_supported(&self) -> Result<(), Error> {
-        if self.nodes.len() > 1 || self.discovery.is_some() {
-            return conflict(
-                "`databroker_cluster_nodes` or `databroker_cluster_discovery` asks for several nodes, but this release \
-                 runs one: clustering arrives with a later release",
-            );
-        }
-        if self.bootstrap == Bootstrap::Explicit {
-            return conflict(
-                "`databroker_cluster_bootstrap: explicit` waits for a cluster, and clustering arrives with a later \
-                 release: use `auto`",
-            );
-        }
-        Ok(())
-    }
 }

@@ -85,7 +85,10 @@ impl<R: Runtime> Node<R> {
     ///
     /// # Errors
     /// See [`Refused`]; the store in use is untouched.
-    pub async fn install(&self, chunks: impl Stream<Item = SnapshotChunk> + Unpin + Send) -> Result<SnapshotReply, Refused> {
+    pub async fn install(
+        &self,
+        chunks: impl Stream<Item = SnapshotChunk> + Unpin + Send,
+    ) -> Result<SnapshotReply, Refused> {
         let mut chunks = chunks.peekable();
         let first = Pin::new(&mut chunks).peek().await;
         let envelope = first.and_then(|chunk| chunk.envelope.as_ref()).ok_or(Refused::Missing("envelope"))?;

@@ -60,6 +60,18 @@ impl<R: Runtime> Node<R> {
         Err(failed)
     }
 
+    /// Before this node stops: lets another lead, if it leads several.
+    pub async fn step_down(&self) {
+        let role = self.role();
+        if !role.leads || role.voters < 2 {
+            return;
+        }
+        match self.hand_over(None).await {
+            Ok(leader) => tracing::info!(leader, "leadership was handed over"),
+            Err(error) => tracing::warn!(%error, "leadership was not handed over: the others will elect"),
+        }
+    }
+
     fn successor(&self, to: Option<&str>) -> Result<NodeId, Error> {
         let seen = self.observe();
         let Some(name) = to else { return seen.successor(|_| true).ok_or(Error::NoSuccessor) };

@@ -366,7 +366,6 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         log: crate::raft::LogOptions { durability: engine::Durability::Synced, mark: None, fresh_node_id: 1 },
         store: crate::store::Store::open(engines.store.clone(), &Default::default()).unwrap(),
         shelf: Arc::new(engine::shelf::MemoryShelf::new(&crate::store::keyspace::Keyspace::names())),
-        transport: Arc::new(crate::raft::transport::NoPeers),
         executor: Arc::new(crate::raft::runtime::Inline),
         clock,
         observer: Arc::new(crate::raft::Unobserved),

@@ -9,8 +9,13 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use databroker_proto::internal::ShapeMember;
+use tokio_util::sync::CancellationToken;
+
+use self::peering::{Configured, Way};
 use crate::{
     config::{self, Config, Durability, Medium, Secret, Secrets},
     jwt::{KEY_BYTES, SharedKey},
@@ -20,6 +25,13 @@ use crate::{
     shutdown,
     store::engine,
 };
+
+mod peering;
+
+pub use peering::Error as PeeringError;
+
+/// How long peers may take to hear the last answers.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The file in the data folder that names the running server's URL, for the tools on the same machine.
 const ADDRESS_FILE: &str = "address";
@@ -33,6 +45,9 @@ pub enum Error {
     /// The node cannot be opened.
     #[error(transparent)]
     Open(#[from] node::OpenError),
+    /// The way to peers cannot be opened.
+    #[error(transparent)]
+    Peers(#[from] PeeringError),
     /// The ports cannot be opened.
     #[error(transparent)]
     Serve(#[from] server::Error),
@@ -57,27 +72,39 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub async fn serve(config: Config) -> Result<(), Error> {
-    config.cluster.check_supported()?;
-    let closing = shutdown::on_signal().map_err(Error::Signals)?;
+    let asked = shutdown::on_signal().map_err(Error::Signals)?;
+    let (closing, parting) = (CancellationToken::new(), CancellationToken::new());
     let disk = Arc::new(match config.storage.medium {
         Medium::File => DiskTimes::of(config.storage.folder.clone()),
         Medium::Memory => DiskTimes::default(),
     });
-    let node = Node::open(node_options(&config, disk.clone())).await?;
+    let way = Way::open(&config.cluster, &config.secrets).await?;
+    let mut options = node_options(&config, disk.clone());
+    options.transport = way.transport.clone();
+    let node = Node::open(options).await?;
     // The folder is ours now: nobody else generates a secret in it at the same time.
     let (secrets, generated) = secrets(&config)?;
     let server = Server::bind(&node, &config.grpc, &config.http, &secrets, &disk, closing.clone()).await?;
     let addresses = server.addresses();
     announce(&config, addresses, generated.as_deref())?;
 
+    let folder = (config.storage.medium == Medium::File).then_some(config.storage.folder.as_path());
+    let mut peers = way.serve(&node, folder, &parting)?;
     let mut serving = tokio::spawn(server.serve());
     let failure = tokio::select! {
         reason = node.failed() => Some(reason),
-        () = closing.cancelled() => None,
+        () = asked.cancelled() => None,
     };
+    if failure.is_none() {
+        node.step_down().await;
+    }
     closing.cancel();
     let drained = tokio::time::timeout(config.shutdown_grace_period, &mut serving).await;
     serving.abort();
+    // To the last the others are answered: a write that waits here may still go to whoever leads now.
+    parting.cancel();
+    drop(tokio::time::timeout(FAREWELL, async { while peers.join_next().await.is_some() {} }).await);
+    peers.shutdown().await;
     node.shutdown().await;
     match (failure, drained) {
         (Some(reason), _) => Err(Error::Failed(reason)),
@@ -101,10 +128,35 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
         Durability::Os => engine::Durability::Written,
     };
     options.member = member(&config.cluster);
+    options.bootstrap = match config.cluster.bootstrap {
+        config::Bootstrap::Auto => node::Bootstrap::Auto,
+        config::Bootstrap::Explicit => node::Bootstrap::Explicit,
+    };
+    options.timers = timers(config.cluster.timers);
+    options.hold = config.cluster.hold;
+    options.seeds = Arc::new(Configured(config.cluster.clone()));
+    options.configured = config.cluster.nodes.iter().map(configured).collect();
     options.change_log_keep = config.storage.change_log_retention;
     options.change_log_bytes_max = config.storage.change_log_bytes_max;
     options.observer = disk;
     options
+}
+
+fn timers(timers: config::Timers) -> raft::Timers {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    raft::Timers {
+        heartbeat_ms: millis(timers.heartbeat),
+        election_ms_min: millis(timers.election_min),
+        election_ms_max: millis(timers.election_max),
+    }
+}
+
+fn configured(node: &config::ClusterNode) -> ShapeMember {
+    ShapeMember {
+        name: node.id.clone(),
+        raft_address: node.raft_address.clone(),
+        grpc_address: node.grpc_address.clone(),
+    }
 }
 
 /// This node as its cluster will know it.
@@ -112,9 +164,7 @@ fn member(cluster: &config::Cluster) -> raft::Member {
     let name = cluster.node.clone().unwrap_or_default();
     match &cluster.advertised {
         None => raft::Member { name, ..raft::Member::default() },
-        Some(at) => {
-            raft::Member { name, raft_address: at.raft_address.clone(), grpc_address: at.grpc_address.clone() }
-        }
+        Some(at) => raft::Member { name, raft_address: at.raft_address.clone(), grpc_address: at.grpc_address.clone() },
     }
 }
 

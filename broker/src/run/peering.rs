@@ -7,12 +7,125 @@ use databroker_proto::internal::{
     SnapshotReply, StatusReply,
 };
 
-use futures::StreamExt as _;
+use std::{path::Path, sync::Arc};
+
+use futures::{StreamExt as _, future::BoxFuture};
+use tokio::{runtime::Handle, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    node::{self, HandoverError, Node},
-    peer::{Admin, AdminError, Chunks, PeerName, Peers, Refused},
+    config::{self, Secrets},
+    node::{self, HandoverError, Node, Seeds},
+    peer::{
+        self, Admin, AdminError, BindError, Chunks, PeerName, Peers, Refused, Socket, SocketError,
+        identity::Identity,
+        material::{self, Material},
+    },
+    raft::{
+        Member,
+        transport::{NoPeers, Peer, Transport},
+    },
+    server::{KeyError, read_key},
 };
+
+/// Why the node cannot meet its peers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The certificates.
+    #[error(transparent)]
+    Material(#[from] material::Error),
+    /// A shared secret.
+    #[error(transparent)]
+    Secret(#[from] KeyError),
+    /// Nothing is given that peers could know each other by.
+    #[error(
+        "nodes of a cluster need one `shared_secret`, or certificates of their own (`databroker_peer_certificate_file`): \
+         a secret that each of them makes up is no use"
+    )]
+    NoSecret,
+    /// The port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The socket for operators.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// Both ends of the way to peers, made before the node is.
+pub(super) struct Way {
+    pub(super) transport: Arc<dyn Transport>,
+    server: Option<peer::Server>,
+}
+
+impl Way {
+    /// Opens the peers' port, if there are to be peers.
+    pub(super) async fn open(cluster: &config::Cluster, secrets: &Secrets) -> Result<Self, Error> {
+        let Some(address) = cluster.raft_bind_address else {
+            return Ok(Self { transport: Arc::new(NoPeers), server: None });
+        };
+        let me = Identity::node(&cluster.name, cluster.node.as_deref().unwrap_or_default());
+        let material = match &cluster.peer_files {
+            Some(files) => {
+                let material = Material::from_files(files, me)?;
+                material.follow(files);
+                material
+            }
+            None => Material::derived(&keys(secrets)?, me)?,
+        };
+        let server = peer::Server::bind(address, &material).await?;
+        let client = peer::Client::new(material, Handle::current());
+        Ok(Self { transport: Arc::new(client), server: Some(server) })
+    }
+
+    /// Serves peers and operators until told to stop.
+    pub(super) fn serve(
+        self,
+        node: &Node,
+        folder: Option<&Path>,
+        closing: &CancellationToken,
+    ) -> Result<JoinSet<()>, Error> {
+        let peering = Arc::new(Peering(node.clone()));
+        let mut serving = JoinSet::new();
+        if let Some(server) = self.server {
+            serving.spawn(server.serve(peering.clone(), peering.clone(), closing.clone()));
+        }
+        if let Some(folder) = folder {
+            serving.spawn(Socket::bind(folder)?.serve(peering, closing.clone()));
+        }
+        Ok(serving)
+    }
+}
+
+fn keys(secrets: &Secrets) -> Result<Vec<crate::jwt::SharedKey>, Error> {
+    let keys = secrets.current.iter().chain(&secrets.previous).map(read_key).collect::<Result<Vec<_>, _>>()?;
+    if keys.is_empty() { Err(Error::NoSecret) } else { Ok(keys) }
+}
+
+/// Where the configuration says that peers are.
+pub(super) struct Configured(pub(super) config::Cluster);
+
+impl Seeds for Configured {
+    fn look(&self) -> BoxFuture<'_, Vec<Peer>> {
+        let listed = self.0.nodes.iter().map(|node| Member {
+            name: node.id.clone(),
+            raft_address: node.raft_address.clone(),
+            grpc_address: node.grpc_address.clone(),
+        });
+        let mut peers: Vec<_> = listed.map(|member| Peer { node: 0, member }).collect();
+        Box::pin(async move {
+            if let Some(discovery) = &self.0.discovery {
+                match peer::discovery::discover(discovery).await {
+                    Ok(found) => peers.extend(found.into_iter().map(|address| {
+                        let member = Member { raft_address: address.to_string(), ..Member::default() };
+                        Peer { node: 0, member }
+                    })),
+                    Err(error) => tracing::debug!(%error, host = discovery.host, "no peers are found by name"),
+                }
+            }
+            peers
+        })
+    }
+}
 
 /// The node, for its peers and for operators.
 pub(super) struct Peering(pub(super) Node);
@@ -24,7 +137,9 @@ impl Peers for Peering {
 
     async fn install(&self, _from: PeerName, chunks: Chunks) -> Result<SnapshotReply, Refused> {
         // What ends without its end was broken off; whoever takes it in sees that.
-        let chunks = chunks.take_while(|chunk| std::future::ready(chunk.is_ok())).filter_map(|chunk| std::future::ready(chunk.ok()));
+        let chunks = chunks
+            .take_while(|chunk| std::future::ready(chunk.is_ok()))
+            .filter_map(|chunk| std::future::ready(chunk.ok()));
         self.0.install(Box::pin(chunks)).await.map_err(refused)
     }
 }

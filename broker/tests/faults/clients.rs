@@ -12,9 +12,7 @@ use std::{
 use databroker::jwt::{METADATA_KEY, SharedKey, Signer};
 use databroker_proto::{
     Record,
-    databroker::{
-        PutRequest, SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response,
-    },
+    databroker::{PutRequest, SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response},
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -114,7 +112,8 @@ impl Load {
     pub fn gap_since(&self, since: Instant) -> Duration {
         let from = since.duration_since(self.began).as_micros() as u64;
         let times = self.told.acknowledgements.lock();
-        let mut relevant: Vec<u64> = times.iter().copied().filter(|time| *time >= from.saturating_sub(50_000)).collect();
+        let mut relevant: Vec<u64> =
+            times.iter().copied().filter(|time| *time >= from.saturating_sub(50_000)).collect();
         relevant.sort_unstable();
         let gaps = relevant.windows(2).map(|pair| pair[1] - pair[0]);
         Duration::from_micros(gaps.max().unwrap_or(0))
@@ -219,6 +218,7 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
 }
 
 fn record(id: &str, text: &str) -> Record {
-    let data = prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
+    let data =
+        prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
     Record { r#type: TYPE.into(), id: id.into(), data: Some(data), ..Record::default() }
 }

@@ -49,12 +49,14 @@ impl Cluster {
         let mut cluster = Self::prepare(nodes).await;
         (0..nodes).for_each(|node| cluster.spawn(node));
         cluster.run_tool(0, &["cluster", "init"]);
-        cluster.wait_for("all nodes vote", |status| {
-            let voters = status["members"].as_array().into_iter().flatten();
-            let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).count();
-            voting == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
-        })
-        .await;
+        cluster
+            .wait_for("all nodes vote", |status| {
+                let voters = status["members"].as_array().into_iter().flatten();
+                let voting =
+                    voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).count();
+                voting == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+            })
+            .await;
         cluster
     }
 

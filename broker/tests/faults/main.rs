@@ -206,7 +206,8 @@ async fn a_leader_that_is_cut_off_costs_nothing() {
         let leader = trial.leader().await;
         let pid = trial.cluster.pid(leader).unwrap();
         let one_way = round % 2 == 1;
-        let others: Vec<u32> = (0..3).filter(|node| *node != leader).filter_map(|node| trial.cluster.pid(node)).collect();
+        let others: Vec<u32> =
+            (0..3).filter(|node| *node != leader).filter_map(|node| trial.cluster.pid(node)).collect();
         let since = Instant::now();
         for (node, proxy) in trial.cluster.proxies.iter().enumerate() {
             proxy.change(|rules| {

@@ -3,18 +3,15 @@
 //! Peers speak TLS, so that the proxy sees bytes only. Who a connection comes from is told by the system: the socket at
 //! its other end belongs to one of the processes that the test has started.
 
-use std::{
-    collections::HashSet,
-    fs,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp::{OwnedReadHalf, OwnedWriteHalf}},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
 };
 
