@@ -1,8 +1,12 @@
 //! The tools for people: they speak the public gRPC interface and nothing else, so any databroker can be the server.
+//! Only `cluster` asks for what clients have no business with.
 //!
 //! Not here: serving, and the server's configuration.
 
 pub mod bench;
+mod certs;
+mod cluster;
+mod cluster_status;
 pub mod connect;
 pub mod decode;
 mod dump;
@@ -79,6 +83,11 @@ pub enum Command {
     /// Measure a server: throughput, latency, processor time
     #[command(after_help = EXIT_CODES)]
     Bench(Box<bench::Bench>),
+    /// Look at a cluster, found it, and change who belongs to it
+    #[command(after_help = EXIT_CODES)]
+    Cluster(cluster::Cluster),
+    /// Make certificates for the nodes of a cluster and for its administrators
+    Certs(certs::Certs),
     /// Print a script that lets a shell complete the commands
     Completions {
         /// The shell
@@ -175,6 +184,8 @@ async fn execute(
         Command::Export(export) => export.run().await,
         Command::Import(import) => import.run(open).await,
         Command::Bench(bench) => bench::run(*bench).await,
+        Command::Cluster(cluster) => cluster.run(open).await,
+        Command::Certs(certs) => certs.run(),
         Command::Completions { shell } => {
             let name = root.get_name().to_owned();
             // Into memory first: the generator panics when nobody reads what it writes.

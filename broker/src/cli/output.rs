@@ -73,6 +73,11 @@ impl Output {
         matches!(self.format, Format::Table | Format::Wide)
     }
 
+    /// Whether it is a terminal that knows more than text.
+    pub fn on_terminal(&self) -> bool {
+        self.colour
+    }
+
     /// Prints bytes as they are.
     ///
     /// # Errors

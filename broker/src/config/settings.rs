@@ -56,6 +56,13 @@ pub struct Flags {
     values: BTreeMap<&'static str, String>,
 }
 
+impl Flags {
+    /// No flag but the one that names the file.
+    pub fn of_file(config: &Path) -> Self {
+        Self { config: Some(config.to_owned()), values: BTreeMap::new() }
+    }
+}
+
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
         let config = Arg::new("config").long("config").short('c').value_name("FILE").help("YAML file with settings");
