@@ -316,6 +316,8 @@ impl<R: Runtime> Replica<R> {
     pub async fn shutdown(&self) {
         // The error says that a task of openraft panicked; `follow_role` has reported that.
         drop(self.raft.shutdown().await);
+        // `follow_size` sees the end and lets go of the log.
+        self.machine.sync_due.notify_one();
         // Reported by itself.
         drop(self.machine.sync().await);
     }
