@@ -25,7 +25,7 @@ use crate::store::{
     self, Reader, Store,
     command::{COMMAND_VERSION, Kind},
     engine::{
-        Durability, Engine,
+        self, Durability, Engine,
         fjall::{Fjall, FjallOptions},
         memory::Memory,
         shelf::{FolderShelf, MemoryShelf, Shelf},
@@ -161,18 +161,22 @@ pub(super) fn member(id: NodeId) -> Member {
     Member { name: format!("node-{id}"), ..Member::default() }
 }
 
-/// Tasks of a replica that has stopped may take a moment to let go of it.
-pub(super) async fn log_in(folder: &std::path::Path) -> Arc<dyn Engine> {
+/// Tasks and threads of a replica that has stopped may take a moment to let go of its disk.
+async fn once_free<T>(mut open: impl FnMut() -> Result<T, engine::Error>) -> T {
     let mut opened = None;
-    eventually("the log is free", || {
-        opened = match Fjall::open(&folder.join("log"), &LOG_SPACES, FjallOptions::default()) {
-            Err(store::engine::Error::Locked { .. }) => None,
-            log => Some(log.unwrap()),
+    eventually("the disk is free", || {
+        opened = match open() {
+            Err(engine::Error::Locked { .. }) => None,
+            engine => Some(engine.unwrap()),
         };
         opened.is_some()
     })
     .await;
-    Arc::new(opened.unwrap())
+    opened.unwrap()
+}
+
+pub(super) async fn log_in(folder: &std::path::Path) -> Arc<dyn Engine> {
+    Arc::new(once_free(|| Fjall::open(&folder.join("log"), &LOG_SPACES, FjallOptions::default())).await)
 }
 
 pub(super) fn shelf_in(folder: &std::path::Path) -> FolderShelf {
@@ -197,7 +201,7 @@ impl Place {
             },
             Self::Folder(folder) => {
                 let (log, shelf) = (log_in(folder).await, shelf_in(folder));
-                let store = shelf.current().unwrap();
+                let store = once_free(|| shelf.current()).await;
                 Opened { log, mark: Some(folder.join("log-mark")), store, shelf: Arc::new(shelf) }
             }
         }
