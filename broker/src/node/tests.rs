@@ -455,3 +455,21 @@ mod openraft_rt_in_tests {
         runtime.block_on(<Seeded as crate::raft::runtime::Runtime>::Async::scope(seed, future))
     }
 }
+
+#[tokio::test]
+async fn a_retired_node_sets_its_data_aside_and_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::open(options(folder.path())).await.unwrap();
+    node.propose(put("a")).await.unwrap();
+    let old = node.shared.replica.node_id();
+    node.shared.replica.retire().await.unwrap();
+    node.shutdown().await;
+    for _ in 0..2 {
+        let node = Node::open(options(folder.path())).await.unwrap();
+        assert_ne!(node.shared.replica.node_id(), old);
+        assert!(node.fence().await.unwrap().get("t", "a").unwrap().is_none());
+        node.shutdown().await;
+    }
+    let aside = folder.path().join(format!("retired-{old}"));
+    assert!(aside.join("log").is_dir() && aside.join("log-mark").is_file() && aside.join("store").is_dir());
+}

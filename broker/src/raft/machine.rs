@@ -107,6 +107,10 @@ impl Machine {
 }
 
 impl Shared {
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }

@@ -137,3 +137,6 @@ impl<R: Runtime> openraft::RaftTypeConfig for TypeConfig<R> {
         T: Send + 'static;
     type ErrorSource = BoxedErrorSource;
 }
+
+#[cfg(test)]
+mod cluster_tests;

@@ -3,7 +3,7 @@
 //! What fails makes openraft wait: an unreachable or refusing peer for a growing while, one that does not answer in time
 //! has taken that time already. Not here: what messages say (`rpc`), how they travel (`transport`, `peer`).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use databroker_proto::internal::{Envelope, PeerRequest, peer_reply, peer_request};
 use futures::future::{Either, select};
@@ -17,6 +17,7 @@ use openraft::{
         VoteRequest, VoteResponse,
     },
 };
+use parking_lot::RwLock;
 
 use super::{
     Member, NodeId, TypeConfig, Vote, convert, rpc,
@@ -46,10 +47,15 @@ impl Origin {
     }
 }
 
+/// Where members are reached. openraft keeps the way to a peer for as long as the peer is a member, so a way looks its
+/// address up at each call: it may have changed.
+pub(super) type Addresses = Arc<RwLock<BTreeMap<NodeId, Member>>>;
+
 /// Makes the way to each peer.
 #[derive(Clone)]
 pub(super) struct Network {
     pub(super) origin: Origin,
+    pub(super) addresses: Addresses,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) sender: Sender,
 }
@@ -76,6 +82,12 @@ fn senseless<R: Runtime>(error: convert::Error) -> RPCError<TypeConfig<R>> {
 }
 
 impl Way {
+    /// The peer as the membership has it now; as it was where it is no member any longer.
+    fn peer(&self) -> Peer {
+        let member = self.network.addresses.read().get(&self.to.node).cloned();
+        Peer { node: self.to.node, member: member.unwrap_or_else(|| self.to.member.clone()) }
+    }
+
     async fn ask<R: Runtime>(
         &self,
         action: RPCTypes,
@@ -83,7 +95,7 @@ impl Way {
         patience: Duration,
     ) -> Rpc<R, peer_reply::Kind> {
         let request = PeerRequest { envelope: Some(self.network.origin.envelope(self.to.node)), kind: Some(kind) };
-        let reply = self.network.transport.call(self.to.clone(), request, patience).await;
+        let reply = self.network.transport.call(self.peer(), request, patience).await;
         match reply {
             Ok(reply) if reply.from != self.to.node => Err(self.odd(format_args!("node {} answered", reply.from))),
             Ok(reply) => reply.kind.ok_or_else(|| self.odd("the answer is empty")),
@@ -107,7 +119,7 @@ impl Way {
     ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
         let envelope = self.network.origin.envelope(self.to.node);
         let (chunks, producing) = self.network.sender.send::<R>(envelope, &vote, snapshot);
-        let sending = self.network.transport.send_snapshot(self.to.clone(), chunks, snapshot::CHUNK_PATIENCE);
+        let sending = self.network.transport.send_snapshot(self.peer(), chunks, snapshot::CHUNK_PATIENCE);
         // A failed read ends the node, through `Failure`; the peer sees a transfer without an end.
         let (reply, _produced) = futures::join!(sending, producing);
         match reply {

@@ -7,12 +7,14 @@ use databroker_proto::internal::{
 };
 use futures::Stream;
 use openraft::errors::RaftError;
+use tokio::sync::oneshot;
 
 use super::{
     Replica, SnapshotMeta, Vote, convert, rpc,
     runtime::Runtime,
     snapshot::{Chunks, InstallError, SnapshotData},
 };
+use crate::store::transfer::Arrived;
 
 /// Why a peer gets no answer of Raft's.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +88,7 @@ impl<R: Runtime> Replica<R> {
         S: Stream<Item = SnapshotChunk> + Unpin + Send,
     {
         let receiver = self.machine.receiver.clone();
-        let _turn = receiver.turn.try_lock().map_err(|_| InstallError::Busy)?;
+        let turn = receiver.turn.clone().try_lock_owned().map_err(|_| InstallError::Busy)?;
         let mut chunks = Chunks(chunks);
         let header = chunks.header::<R>().await?;
         let (vote, meta) = rpc::snapshot_header_of(&header)?;
@@ -103,6 +105,22 @@ impl<R: Runtime> Replica<R> {
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));
         }
+        // To its end, even if the caller goes away: what the log notes must be what is taken over.
+        let (done, installed) = oneshot::channel();
+        let replica = self.clone();
+        R::spawn("install", self.machine.failure(), async move {
+            drop(done.send(replica.take_over(vote, meta, arrived).await));
+            drop(turn);
+        });
+        installed.await.map_err(|_| InstallError::Stopped)?
+    }
+
+    async fn take_over(
+        self,
+        vote: Vote,
+        meta: SnapshotMeta,
+        arrived: Box<Arrived>,
+    ) -> Result<SnapshotReply, InstallError> {
         if let Some(last) = &meta.last_log_id {
             self.log.note_install(last).await.map_err(InstallError::Log)?;
         }

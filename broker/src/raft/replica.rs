@@ -19,7 +19,7 @@ use super::{
     LogId, Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
     log::{self, Log},
     machine::{self, Machine},
-    network::{Network, Origin},
+    network::{Addresses, Network, Origin},
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
     snapshot::{CHUNK_PATIENCE, Receiver, Sender},
     transport::{Peer, Transport},
@@ -215,13 +215,14 @@ impl<R: Runtime> Replica<R> {
         let machine = machine.map_err(Error::Store)?;
         fit_together(&log, &machine)?;
         let (node_id, shared) = (log.node_id(), machine.shared());
-        let network = Network { origin, transport, sender: Sender { lane: transfers, failure: failure.clone() } };
+        let (addresses, sender) = (Addresses::default(), Sender { lane: transfers, failure: failure.clone() });
+        let network = Network { origin, addresses: addresses.clone(), transport, sender };
         let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine)
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
         let replica = Self { raft, machine: shared, log, role, node_id };
-        R::spawn("role", &failure, replica.clone().follow_role(announce, failure.clone()));
+        R::spawn("role", &failure, replica.clone().follow_role(announce, addresses, failure.clone()));
         R::spawn("size", &failure, replica.clone().follow_size());
         replica.find_place().await?;
         Ok(replica)
@@ -323,6 +324,8 @@ impl<R: Runtime> Replica<R> {
     pub async fn shutdown(&self) {
         // The error says that a task of openraft panicked; `follow_role` has reported that.
         drop(self.raft.shutdown().await);
+        // `follow_size` sees the end and lets go of the log.
+        self.machine.sync_due.notify_one();
         // Reported by itself.
         drop(self.machine.sync().await);
     }
@@ -344,11 +347,12 @@ impl<R: Runtime> Replica<R> {
     }
 
     /// Tells the changes of this node's role until openraft ends, and why if that was no shutdown.
-    async fn follow_role(self, announce: watch::Sender<Role>, failure: Failure) {
+    async fn follow_role(self, announce: watch::Sender<Role>, addresses: Addresses, failure: Failure) {
         let mut metrics = self.raft.server_metrics();
         loop {
             let now = metrics.borrow_and_update().clone();
             let membership = &now.membership_config;
+            *addresses.write() = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
             let role = Role {
                 initialized: membership.voter_ids().next().is_some(),
                 leads: now.state.is_leader(),

@@ -61,7 +61,7 @@ fn refuse_unordered(vote: &Vote, prev: Option<LogId>, entries: &[Entry]) -> Resu
         before = Some(*log_id);
     }
     if before.is_some_and(|last| last.leader_id.term > vote.leader_id.term || last.index == u64::MAX) {
-        return contradiction("an append", "its entries are of a later term than its sender");
+        return contradiction("an append", "its end is beyond its sender's term, or beyond counting");
     }
     Ok(())
 }
@@ -190,4 +190,55 @@ pub(super) fn snapshot_reply_of<R: Runtime>(
 ) -> Result<SnapshotResponse<TypeConfig<R>>, Error> {
     let vote = required(message.vote.as_ref(), "the answer to a snapshot", "vote")?;
     Ok(SnapshotResponse { vote: vote_of(vote)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::{super::runtime::Tokio, *};
+
+    fn id(term: u64, index: u64) -> Option<LogId> {
+        Some(LogId { leader_id: term.into(), index })
+    }
+
+    #[test]
+    fn votes_keep_that_the_leader_asked_for_them() {
+        for leadership_transfer in [false, true] {
+            let mut request = VoteRequest::<TypeConfig<Tokio>>::new(Vote::new(7, 3), id(6, 9));
+            request.leadership_transfer = leadership_transfer;
+            assert_eq!(vote_request_of::<Tokio>(&vote_request_message(&request)).unwrap(), request);
+        }
+        let reply = VoteResponse::<TypeConfig<Tokio>>::new(Vote::new(7, 3), None, true);
+        assert_eq!(vote_reply_of::<Tokio>(&vote_reply_message(&reply)).unwrap(), reply);
+    }
+
+    #[test]
+    fn answers_to_appends_round_trip_and_speak_only_of_what_was_sent() {
+        type Reply = AppendEntriesResponse<TypeConfig<Tokio>>;
+        let (sent, trip) = ((id(1, 3), id(2, 8)), |reply: Reply, sent| {
+            append_reply_of::<Tokio>(append_reply_message(&reply), sent).map(|back| assert_eq!(back, reply))
+        });
+        let higher = Reply::HigherVote(Vote::new_committed(9, 1));
+        for reply in [Reply::Success, Reply::PartialSuccess(id(1, 5)), Reply::Conflict, higher] {
+            trip(reply, sent).unwrap();
+        }
+        assert!(trip(Reply::PartialSuccess(id(2, 9)), sent).is_err());
+        assert!(trip(Reply::PartialSuccess(None), sent).is_err());
+        assert!(trip(Reply::Conflict, (None, id(2, 8))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = bytes.as_slice();
+            let _ = proto::AppendRequest::decode(bytes).map(append_of::<Tokio>);
+            let _ = proto::AppendReply::decode(bytes).map(|reply| append_reply_of::<Tokio>(reply, (None, None)));
+            let _ = proto::VoteRequest::decode(bytes).map(|vote| vote_request_of::<Tokio>(&vote).map(drop));
+            let _ = proto::VoteReply::decode(bytes).map(|vote| vote_reply_of::<Tokio>(&vote).map(drop));
+            let _ = proto::TransferLeaderRequest::decode(bytes).map(|it| transfer_of::<Tokio>(&it, 1).map(drop));
+            let _ = proto::SnapshotHeader::decode(bytes).map(|header| snapshot_header_of(&header).map(drop));
+        }
+    }
 }

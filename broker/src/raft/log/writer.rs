@@ -102,8 +102,8 @@ pub(super) struct Doomed {
 impl Doomed {
     /// The entries from `first` to `purged_below` are still there.
     pub(super) fn new(first: u64, purged_below: u64) -> Self {
-        let ranges = if first < purged_below { VecDeque::from([first..purged_below]) } else { VecDeque::new() };
-        Self { ranges, purged_below }
+        let range = Some(first..purged_below).filter(|range| !range.is_empty());
+        Self { ranges: range.into_iter().collect(), purged_below }
     }
 
     /// Adds the entries up to `upto`, of which those after `last` never were there: a snapshot overtook the log.

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::{
     Engine, Error,
-    fjall::{self, Fjall, FjallOptions},
+    fjall::{Fjall, FjallOptions, is_idle},
     memory::Memory,
 };
 
@@ -142,7 +142,7 @@ impl Shelf for FolderShelf {
         let numbered = numbers(&self.folder).unwrap_or_default().into_iter().map(|number| format!("{FIRST}.{number}"));
         for name in std::iter::once(FIRST.to_owned()).chain(numbered) {
             let path = self.folder.join(&name);
-            if name != current && Some(&name) != begun.as_ref() && fjall::is_idle(&path) {
+            if name != current && Some(&name) != begun.as_ref() && is_idle(&path) {
                 // It is tried again at the next occasion; all it costs is room.
                 drop(fs::remove_dir_all(path));
             }
