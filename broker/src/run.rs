@@ -112,9 +112,7 @@ fn member(cluster: &config::Cluster) -> raft::Member {
     let name = cluster.node.clone().unwrap_or_default();
     match &cluster.advertised {
         None => raft::Member { name, ..raft::Member::default() },
-        Some(at) => {
-            raft::Member { name, raft_address: at.raft_address.clone(), grpc_address: at.grpc_address.clone() }
-        }
+        Some(at) => raft::Member { name, raft_address: at.raft_address.clone(), grpc_address: at.grpc_address.clone() },
     }
 }
 

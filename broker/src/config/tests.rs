@@ -92,9 +92,8 @@ fn plaintext_beyond_loopback_has_to_be_wanted() {
 
 /// A cluster's flags: node `a` of the given ones.
 fn cluster_of(ids: &[&str], more: &[&str]) -> Result<Config, Error> {
-    let node = |(at, id): (usize, &&str)| {
-        format!(r#"{{"id":"{id}","grpc_address":"http://h:1","raft_address":"h{at}:2"}}"#)
-    };
+    let node =
+        |(at, id): (usize, &&str)| format!(r#"{{"id":"{id}","grpc_address":"http://h:1","raft_address":"h{at}:2"}}"#);
     let nodes = ids.iter().enumerate().map(node).collect::<Vec<_>>().join(",");
     let nodes = [("DATABROKER_CLUSTER_NODES", format!("[{nodes}]"))];
     let nodes: Vec<_> = nodes.iter().map(|(key, value)| (*key, value.as_str())).collect();

@@ -37,9 +37,11 @@ pub(super) fn address(text: &str) -> Parsed<SocketAddr> {
 pub(super) fn name(text: &str) -> Parsed<String> {
     match is_name(text) {
         true => Ok(text.to_owned()),
-        false => Err("a name of letters, digits, `-`, `_` and `.` is wanted, at most 253, that begins with a letter or \
+        false => {
+            Err("a name of letters, digits, `-`, `_` and `.` is wanted, at most 253, that begins with a letter or \
                       digit"
-            .into()),
+                .into())
+        }
     }
 }
 

@@ -132,8 +132,7 @@ impl Listener {
         let free = Arc::new(Semaphore::new(self.bounds.connections_max));
         let news = Arc::new(News::default());
         while let Some((accepted, permit)) = closing.run_until_cancelled(self.door.accept(&free)).await {
-            let connection =
-                Connection { bounds: self.bounds.clone(), news: news.clone(), closing: closing.clone() };
+            let connection = Connection { bounds: self.bounds.clone(), news: news.clone(), closing: closing.clone() };
             let service_for = service_for.clone();
             connections.spawn(async move {
                 connection.serve(accepted, service_for).await;

@@ -23,9 +23,8 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3600);
 pub const VALID_FOR_MAX: Duration = Duration::from_secs(36_500 * 24 * 3600);
 
 /// What stands before the 32 bytes of an Ed25519 key in PKCS #8 (RFC 8410, section 7).
-const ED25519_PKCS8: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
+const ED25519_PKCS8: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// Why a certificate cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -119,18 +118,16 @@ impl Authority {
     ///
     /// # Errors
     /// When a host is no name, or the system gives no random numbers.
-    pub fn issue(
-        &self,
-        identity: &Identity,
-        hosts: &[String],
-        valid_for: Option<Duration>,
-    ) -> Result<Issued, Error> {
+    pub fn issue(&self, identity: &Identity, hosts: &[String], valid_for: Option<Duration>) -> Result<Issued, Error> {
         let failed = |source| Error { what: format!("a certificate for {identity}"), source };
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, match &identity.role {
-            Role::Node(name) => name.clone(),
-            Role::Admin => "admin".to_owned(),
-        });
+        params.distinguished_name.push(
+            DnType::CommonName,
+            match &identity.role {
+                Role::Node(name) => name.clone(),
+                Role::Admin => "admin".to_owned(),
+            },
+        );
         params.distinguished_name.push(DnType::OrganizationName, identity.cluster.clone());
         let uri = Ia5String::try_from(identity.to_string()).map_err(failed)?;
         params.subject_alt_names.push(SanType::URI(uri));

@@ -119,8 +119,7 @@ impl Shared {
         runtime: &Handle,
     ) -> Result<SnapshotReply, CallError> {
         let link = self.link(to)?;
-        let (open, _permit) =
-            link.bulk.open(&self.material, runtime).await.map_err(|error| undialled(to, &error))?;
+        let (open, _permit) = link.bulk.open(&self.material, runtime).await.map_err(|error| undialled(to, &error))?;
         match stub(open.clone()).install_snapshot(paced(chunks, pace)).await {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => Err(explained(to, &open, &status)),

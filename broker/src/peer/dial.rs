@@ -98,7 +98,8 @@ impl Open {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match timeout(CONNECT_MAX, async { Self::speak(connected.await.map_err(|error| judged(&error))?).await }).await {
+        match timeout(CONNECT_MAX, async { Self::speak(connected.await.map_err(|error| judged(&error))?).await }).await
+        {
             Ok(open) => open,
             Err(_) => Err(DialError::Unreachable("no connection in time".into())),
         }

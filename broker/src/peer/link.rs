@@ -91,8 +91,7 @@ impl Lane {
         }
         let (target, material) = (self.target.clone(), material.clone());
         // A task of its own: a caller that loses patience leaves it to the next one.
-        let task =
-            runtime.spawn(async move { Open::tls(&target.address, &material, target.expected.clone()).await });
+        let task = runtime.spawn(async move { Open::tls(&target.address, &material, target.expected.clone()).await });
         let dialling = task
             .map(|ended| ended.unwrap_or_else(|_| Err(DialError::Unreachable("connecting was interrupted".into()))))
             .boxed()

@@ -202,9 +202,11 @@ fn roots(path: &Path) -> Result<RootCertStore, Error> {
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|source| Error::Read { what, path: path.to_owned(), source })
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|source| Error::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Only a warning: file systems of containers mount secrets as they like.

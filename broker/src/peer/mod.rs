@@ -91,8 +91,10 @@ pub trait Admin: Send + Sync + 'static {
     /// Founds it.
     fn init(&self, request: InitRequest) -> impl Future<Output = Result<InitReply, AdminError>> + Send;
     /// Says who should be a voter.
-    fn set_members(&self, request: SetMembersRequest)
-    -> impl Future<Output = Result<SetMembersReply, AdminError>> + Send;
+    fn set_members(
+        &self,
+        request: SetMembersRequest,
+    ) -> impl Future<Output = Result<SetMembersReply, AdminError>> + Send;
     /// Moves leadership.
     fn handover(&self, request: HandoverRequest) -> impl Future<Output = Result<HandoverReply, AdminError>> + Send;
 }

@@ -96,7 +96,8 @@ fn answerer_is_expected(certificate: &[u8], ours: &str, expected: &Expected) -> 
 /// For the port on which peers and administrators call.
 pub(super) fn server_config(material: &Material) -> Result<Arc<ServerConfig>, rustls::Error> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Verifier { material: material.clone(), provider: provider.clone(), expected: Expected::AnyNode });
+    let verifier =
+        Arc::new(Verifier { material: material.clone(), provider: provider.clone(), expected: Expected::AnyNode });
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)

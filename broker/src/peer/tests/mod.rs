@@ -128,10 +128,13 @@ impl Served {
 }
 
 fn issued(files: &PeerFiles, authority: &Authority, identity: &Identity) {
-    let Issued { certificate_pem, .. } = &authority.issue(identity, &[], None).map(|issued| {
-        std::fs::write(&files.key, issued.key_pem()).unwrap();
-        issued
-    }).unwrap();
+    let Issued { certificate_pem, .. } = &authority
+        .issue(identity, &[], None)
+        .map(|issued| {
+            std::fs::write(&files.key, issued.key_pem()).unwrap();
+            issued
+        })
+        .unwrap();
     std::fs::write(&files.certificate, certificate_pem).unwrap();
 }
 

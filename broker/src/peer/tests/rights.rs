@@ -105,10 +105,7 @@ async fn the_server_refuses_by_itself_whom_the_client_would_not_have_called() {
     let ours = Issuer::new();
     let served = Served::start(&ours.node("a")).await;
     assert!(shows(credulous(None), &served.address).await.contains("CertificateRequired"));
-    for stranger in [
-        Issuer::new().node("b"),
-        ours.material(Identity::node("d", "b")),
-    ] {
+    for stranger in [Issuer::new().node("b"), ours.material(Identity::node("d", "b"))] {
         let alert = shows(credulous(Some(&stranger)), &served.address).await;
         assert!(alert.contains("fatal alert"), "{alert}");
     }
