@@ -197,8 +197,6 @@ async fn certificates_are_read_again_and_open_connections_stay() {
     read(&before, served.peer("a")).await.unwrap();
     refusal(read(&client(&old.node("d")), served.peer("a")).await);
 
-    let others = new.write(tempfile::tempdir().unwrap().path(), &a);
-    drop(others);
     let wrong = Material::from_files(&files, Identity::node("c", "z")).unwrap_err().to_string();
     assert!(wrong.contains("is for databroker://c/node/a, but this is databroker://c/node/z"), "{wrong}");
     served.stop().await;
