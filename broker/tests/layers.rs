@@ -69,8 +69,28 @@ const RULES: &[Rule] = &[
     Rule {
         within: &["crate::raft"],
         except: &[],
-        never: &["crate::node", "crate::server", "crate::cli", "crate::config"],
+        never: &["crate::node", "crate::server", "crate::cli", "crate::config", "crate::peer"],
         why: "calls go server → node → raft → store; news comes back as watch values",
+    },
+    Rule {
+        within: &["crate::peer"],
+        except: &[],
+        never: &["crate::store", "crate::node", "crate::server", "crate::cli"],
+        why: "it carries what `raft::transport` says, and calls whatever implements its traits",
+    },
+    Rule {
+        within: &["crate::net"],
+        except: &[],
+        never: &[
+            "crate::store",
+            "crate::raft",
+            "crate::node",
+            "crate::peer",
+            "crate::server",
+            "crate::cli",
+            "crate::config",
+        ],
+        why: "connections and files know nothing of what they are for",
     },
     Rule {
         within: &["crate::node"],
@@ -100,15 +120,15 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: ALL,
-        except: &["crate::server"],
+        except: &["crate::server", "crate::peer::server", "crate::peer::services", "crate::peer::socket"],
         never: &["databroker_proto::*_server"],
-        why: "only `server` answers gRPC calls",
+        why: "only `server` answers gRPC calls of clients, and `peer` those of members and operators",
     },
     Rule {
         within: ALL,
-        except: &["crate::server", "crate::cli"],
+        except: &["crate::server", "crate::peer", "crate::cli"],
         never: &["tonic::Status", "tonic::Code"],
-        why: "only `server` makes a status; the tools read one as clients",
+        why: "only `server` and `peer` make a status, each in one file; the tools read one as clients",
     },
     Rule {
         within: ALL,

@@ -224,8 +224,7 @@ impl ReachArgs {
     async fn node(&self) -> Result<Node, Failure> {
         let (place, connected) = match (&self.peers_address, self.files()?) {
             (Some(address), Some(files)) => {
-                let (material, _) =
-                    Material::of_anybody(&files).map_err(|error| Failure::Usage(error.to_string()))?;
+                let (material, _) = Material::of_anybody(&files).map_err(|error| Failure::Usage(error.to_string()))?;
                 (address.clone(), Connection::tls(address, &material).await)
             }
             (None, None) => {

@@ -12,9 +12,8 @@ use super::{
     output::{Format, Output, Styled, printable},
 };
 
-const HEADER: &[&str] = &[
-    "NAME", "ID", "ROLE", "TERM", "COMMITTED", "APPLIED", "LAG", "DISK", "VERSION", "COMMANDS", "MAY STOP",
-];
+const HEADER: &[&str] =
+    &["NAME", "ID", "ROLE", "TERM", "COMMITTED", "APPLIED", "LAG", "DISK", "VERSION", "COMMANDS", "MAY STOP"];
 
 /// Enough of a node's id to tell the lives of a disk apart.
 const SHORT_ID_CHARS: usize = 8;
@@ -117,7 +116,10 @@ fn summary(status: &StatusReply) -> Vec<String> {
     let waiting: Vec<_> = status.retired.iter().filter(|retired| !retired.confirmed).collect();
     if !waiting.is_empty() {
         let names: Vec<_> = waiting.iter().map(|retired| printable(&retired.name)).collect();
-        lines.push(format!("Removed, and not told yet: {}. Delete their data if they never come back.", names.join(", ")));
+        lines.push(format!(
+            "Removed, and not told yet: {}. Delete their data if they never come back.",
+            names.join(", ")
+        ));
     }
     lines
 }
@@ -306,16 +308,18 @@ mod tests {
     #[test]
     fn the_table_says_who_leads_who_is_behind_and_who_may_be_stopped() {
         let text = shown(&three(), Format::Table);
-        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split("  ").filter(|c| !c.is_empty()).collect()).collect();
+        let rows: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split("  ").filter(|c| !c.is_empty()).collect()).collect();
         let rows: Vec<Vec<&str>> = rows.into_iter().map(|row| row.into_iter().map(str::trim).collect()).collect();
         assert_eq!(rows[0], HEADER);
         assert_eq!(
             rows[1],
             ["a", "abcdef01", "leader", "7", "120", "118", "-", "3.0 MiB (5.0 GiB free)", "0.1.0", "1", "yes"]
         );
-        assert_eq!(rows[3][2..], [
-            "voter (gone)", "7", "120", "118", "40 (2s500ms)", "3.0 MiB (5.0 GiB free)", "0.1.0", "1", "no"
-        ]);
+        assert_eq!(
+            rows[3][2..],
+            ["voter (gone)", "7", "120", "118", "40 (2s)", "3.0 MiB (5.0 GiB free)", "0.1.0", "1", "no"]
+        );
         assert_eq!(rows[4..], [vec!["a leads, in term 7."], vec!["One of a and b may be stopped."]]);
     }
 

@@ -8,7 +8,8 @@ use rustls::CertificateError;
 pub(crate) fn reason(error: &io::Error) -> String {
     match tls_error(error) {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => other.0.to_string(),
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+        // Authorities of one name and two keys look like a forged signature.
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
             "its certificate is of another authority".to_owned()
         }
         Some(rustls::Error::NoCertificatesPresented) => "it shows no certificate".to_owned(),

@@ -94,7 +94,7 @@ impl Trial {
             .wait_for("all members have caught up", |status| {
                 let members = status["members"].as_array().cloned().unwrap_or_default();
                 let voters = members.iter().filter(|m| matches!(m["role"].as_str(), Some("leader" | "voter")));
-                voters.filter(|m| m["caught_up"] == true && m["reachable"] == true).count() == 3 && members.len() == 3
+                voters.filter(|m| m["caughtUp"] == true && m["reachable"] == true).count() == 3 && members.len() == 3
             })
             .await;
     }

@@ -16,9 +16,7 @@ use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Admin, AdminError, Chunks, Client, PeerName, Peers, Refused, Server,
-    authority::{Authority, Issued},
-    identity::Identity,
+    Admin, AdminError, Chunks, Client, PeerName, Peers, Refused, Server, authority::Authority, identity::Identity,
     material::Material,
 };
 use crate::{
@@ -128,11 +126,9 @@ impl Served {
 }
 
 fn issued(files: &PeerFiles, authority: &Authority, identity: &Identity) {
-    let Issued { certificate_pem, .. } = &authority.issue(identity, &[], None).map(|issued| {
-        std::fs::write(&files.key, issued.key_pem()).unwrap();
-        issued
-    }).unwrap();
-    std::fs::write(&files.certificate, certificate_pem).unwrap();
+    let issued = authority.issue(identity, &[], None).unwrap();
+    std::fs::write(&files.key, issued.key_pem()).unwrap();
+    std::fs::write(&files.certificate, &issued.certificate_pem).unwrap();
 }
 
 /// A cluster's authority with a folder for what it issues.

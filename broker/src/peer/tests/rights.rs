@@ -105,10 +105,7 @@ async fn the_server_refuses_by_itself_whom_the_client_would_not_have_called() {
     let ours = Issuer::new();
     let served = Served::start(&ours.node("a")).await;
     assert!(shows(credulous(None), &served.address).await.contains("CertificateRequired"));
-    for stranger in [
-        Issuer::new().node("b"),
-        ours.material(Identity::node("d", "b")),
-    ] {
+    for stranger in [Issuer::new().node("b"), ours.material(Identity::node("d", "b"))] {
         let alert = shows(credulous(Some(&stranger)), &served.address).await;
         assert!(alert.contains("fatal alert"), "{alert}");
     }
@@ -200,8 +197,6 @@ async fn certificates_are_read_again_and_open_connections_stay() {
     read(&before, served.peer("a")).await.unwrap();
     refusal(read(&client(&old.node("d")), served.peer("a")).await);
 
-    let others = new.write(tempfile::tempdir().unwrap().path(), &a);
-    drop(others);
     let wrong = Material::from_files(&files, Identity::node("c", "z")).unwrap_err().to_string();
     assert!(wrong.contains("is for databroker://c/node/a, but this is databroker://c/node/z"), "{wrong}");
     served.stop().await;
