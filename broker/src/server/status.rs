@@ -53,6 +53,8 @@ pub(super) enum Error {
     Closing,
     /// The client's deadline has passed.
     TooLate,
+    /// Registry: the request names more kinds than this.
+    TooManyKinds(usize),
     /// As many streams as allowed are open.
     TooManyStreams,
     /// The requests on their way in leave no room for this one.
@@ -105,6 +107,9 @@ impl From<Error> for Status {
                 Code::DeadlineExceeded,
                 "context deadline exceeded; if this was a write, it may still take effect",
             ),
+            Error::TooManyKinds(max) => {
+                plain(Code::InvalidArgument, &format!("a request may name {max} kinds of services at most"))
+            }
             Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
             Error::IntakeFull => plain(
                 Code::ResourceExhausted,
