@@ -117,6 +117,7 @@ impl From<Error> for Status {
             ),
             Error::Rejected(rejected) => refused(&rejected),
             Error::Node(error) => unplaced(&error),
+            Error::Store(error @ store::Error::AnswerTooLarge) => plain(Code::ResourceExhausted, &error.to_string()),
             Error::Store(error) => plain(Code::Internal, &error.to_string()),
             Error::ReadLost => plain(Code::Internal, "reading the store was interrupted"),
             Error::ForeignAnswer => plain(Code::Internal, "the store's answer does not belong to the request"),

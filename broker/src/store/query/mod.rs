@@ -32,6 +32,20 @@ use plan::{Candidate, Plan};
 
 pub use plan::Cost;
 
+/// How many bytes the records of one answer have at most: no more than the largest message that our own tools take, and
+/// than may be sent. One record alone may be of any size.
+pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// What a response holds besides the records, rounded up.
+const FRAME_BYTES: usize = 64;
+
+/// What answering may take of memory.
+#[derive(Clone, Copy)]
+struct Bounds {
+    keys: usize,
+    bytes: usize,
+}
+
 /// Stops a query from outside: whoever asked has gone, and a scan may go on for seconds. Clones stop the same query.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
@@ -143,24 +157,28 @@ pub(super) fn cidr_values(filter: &Filter) -> Vec<&str> {
 
 /// Answers a query from one snapshot.
 pub(super) fn answer(snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
-    answer_within(plan::KEYS_MAX, snapshot, query, hits)
+    answer_within(Bounds { keys: plan::KEYS_MAX, bytes: ANSWER_BYTES_MAX }, snapshot, query, hits)
 }
 
-/// Answers with so many keys in memory at most; the answer does not depend on it.
-fn answer_within(keys_max: usize, snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
+/// Answers within these bounds. The answer does not depend on that of keys.
+fn answer_within(within: Bounds, snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
     let Some(filter) = &query.filter else {
-        return if query.text.is_empty() { page_of_all(snapshot, query) } else { scan(snapshot, query, None) };
+        return if query.text.is_empty() {
+            page_of_all(snapshot, query, within)
+        } else {
+            scan(snapshot, query, within, None)
+        };
     };
     if query.text.is_empty()
         && let Some(keys) = plan::exact_keys(snapshot, &query.record_type, filter, hits)
     {
-        return page_of(snapshot, query, keys);
+        return page_of(snapshot, query, within, keys);
     }
-    let plan = Plan::of(snapshot, query, filter, hits, keys_max)?;
+    let plan = Plan::of(snapshot, query, filter, hits, within.keys)?;
     let Some(candidates) = plan.candidates() else {
-        return scan(snapshot, query, Some(&plan));
+        return scan(snapshot, query, within, Some(&plan));
     };
-    let mut page = Page::of(query);
+    let mut page = Page::of(query, within);
     for key in candidates {
         // Most ids are of no record in most types: many may be asked for in vain.
         query.stop.check()?;
@@ -178,9 +196,10 @@ fn answer_within(keys_max: usize, snapshot: &Snapshot, query: &Query, hits: &Cid
 fn page_of(
     snapshot: &Snapshot,
     query: &Query,
+    within: Bounds,
     keys: impl Iterator<Item = Result<Key, Error>>,
 ) -> Result<Answer, Error> {
-    let mut page = Page::of(query);
+    let mut page = Page::of(query, within);
     for key in keys {
         query.stop.check()?;
         let (record_type, id) = key?;
@@ -193,8 +212,8 @@ fn page_of(
     Ok(page.found)
 }
 
-fn scan(snapshot: &Snapshot, query: &Query, plan: Option<&Plan<'_>>) -> Result<Answer, Error> {
-    let mut page = Page::of(query);
+fn scan(snapshot: &Snapshot, query: &Query, within: Bounds, plan: Option<&Plan<'_>>) -> Result<Answer, Error> {
+    let mut page = Page::of(query, within);
     for item in snapshot.view().range(Keyspace::Records.space(), snapshot.records_of(&query.record_type)) {
         let (key, stored) = item?;
         let key =
@@ -228,32 +247,36 @@ fn matches(
 }
 
 /// Everything of a type: counted without looking, read only as far as the page goes.
-fn page_of_all(snapshot: &Snapshot, query: &Query) -> Result<Answer, Error> {
+fn page_of_all(snapshot: &Snapshot, query: &Query, within: Bounds) -> Result<Answer, Error> {
     let counts = snapshot.type_counts()?;
     let wanted = counts.iter().filter(|(t, _)| query.record_type.is_empty() || *t == query.record_type);
     let total_count = wanted.map(|(_, count)| count).sum();
-    let mut records = Vec::new();
+    let mut page = Page::of(query, within);
     if query.limit > 0 && query.offset < total_count {
         let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
         let take = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let bounds = snapshot.records_of(&query.record_type);
         for item in snapshot.view().range(Keyspace::Records.space(), bounds).skip(skip).take(take) {
-            records.push(EncodedRecord::from_bytes(item?.1));
+            query.stop.check()?;
+            page.keep(item?.1)?;
         }
     }
-    Ok(Answer { records, total_count })
+    page.found.total_count = total_count;
+    Ok(page.found)
 }
 
 /// Counts matches and keeps those of the page.
 struct Page {
     offset: u64,
     limit: u64,
+    bytes_left: usize,
     found: Answer,
 }
 
 impl Page {
-    fn of(query: &Query) -> Self {
-        Self { offset: query.offset, limit: query.limit, found: Answer::default() }
+    fn of(query: &Query, within: Bounds) -> Self {
+        let bytes_left = within.bytes.saturating_sub(FRAME_BYTES);
+        Self { offset: query.offset, limit: query.limit, bytes_left, found: Answer::default() }
     }
 
     /// Counts a match, and reads it if it is wanted.
@@ -261,8 +284,21 @@ impl Page {
         let nth = self.found.total_count;
         self.found.total_count += 1;
         if nth >= self.offset && nth - self.offset < self.limit {
-            self.found.records.push(EncodedRecord::from_bytes(stored()?));
+            self.keep(stored()?)?;
         }
+        Ok(())
+    }
+
+    /// Not even so many are collected as would then be refused.
+    fn keep(&mut self, stored: Bytes) -> Result<(), Error> {
+        // The tag and length of a record in the list.
+        const FIELD_BYTES: usize = 6;
+        let left = self.bytes_left.checked_sub(stored.len() + FIELD_BYTES);
+        if left.is_none() && !self.found.records.is_empty() {
+            return Err(Error::AnswerTooLarge);
+        }
+        self.bytes_left = left.unwrap_or_default();
+        self.found.records.push(EncodedRecord::from_bytes(stored));
         Ok(())
     }
 }

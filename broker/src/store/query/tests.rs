@@ -14,6 +14,11 @@ use super::{
     *,
 };
 
+/// A bound on keys alone.
+fn keys(max: usize) -> Bounds {
+    Bounds { keys: max, bytes: usize::MAX }
+}
+
 /// Whether the record of this number is to be found.
 type Matches = fn(usize) -> bool;
 
@@ -75,7 +80,7 @@ fn an_answer_does_not_depend_on_how_many_keys_are_held() {
             let matching: Vec<String> = (0..12).filter(|n| expected(*n)).map(|n| format!("{n:02}")).collect();
             let page: Vec<&String> = matching.iter().skip(offset as usize).take(limit as usize).collect();
             for keys_max in [0, 1, 4, 8, 100] {
-                let found = answer_within(keys_max, &snapshot, &query, &CidrHits::default()).unwrap();
+                let found = answer_within(keys(keys_max), &snapshot, &query, &CidrHits::default()).unwrap();
                 assert_eq!(found.total_count, matching.len() as u64, "{json} {keys_max}");
                 let ids: Vec<String> = found.records.iter().map(|r| r.to_record().unwrap().id).collect();
                 assert_eq!(ids.iter().collect::<Vec<_>>(), page, "{json} {keys_max} {offset} {limit}");
@@ -144,7 +149,7 @@ fn ids_of_all_types_and_addresses_are_held_within_the_bound_and_found_beyond_it(
             let expected: Vec<_> = types.flat_map(|t| expected.iter().map(move |id| format!("{t}/{id}"))).collect();
             for keys_max in [0, 1, 2, 5, 6, 11, 12, 17, 18, 100] {
                 let (snapshot, hits) = hits_within(keys_max, reader, &query);
-                let found = answer_within(keys_max, &snapshot, &query, &hits).unwrap();
+                let found = answer_within(keys(keys_max), &snapshot, &query, &hits).unwrap();
                 let found = found.records.iter().map(|record| record.to_record().unwrap());
                 let found: Vec<_> = found.map(|record| format!("{}/{}", record.r#type, record.id)).collect();
                 assert_eq!(found, expected, "{json} of {record_type:?} with {keys_max}");
@@ -192,4 +197,24 @@ fn the_cost_counts_records_and_not_values() {
     assert_eq!((cost("t1", &two), cost("", &two)), (Cost::Point, Cost::Lookup), "two addresses of eighteen records");
     let negated = json!({"id": "0", "$not": three});
     assert_eq!(cost("", &negated), Cost::Lookup, "what is negated is looked up, too");
+}
+
+#[test]
+fn an_answer_that_is_too_large_for_one_message_is_refused() {
+    let log = filled();
+    let snapshot = log.store.reader().snapshot();
+    let record_bytes = snapshot.get(BINDING, "01").unwrap().unwrap().into_bytes().len() + 16;
+    let filters = [None, Some(json!({"user_id": "a"})), Some(json!({"$not": {"user_id": "b"}}))];
+    for filter in filters.iter().map(|json| json.as_ref().map(filter)) {
+        let page = |limit: u64, records: usize| {
+            let query =
+                Query { record_type: BINDING.into(), filter: filter.clone(), limit, offset: 1, ..Query::default() };
+            let within = Bounds { keys: 100, bytes: FRAME_BYTES + records * record_bytes };
+            answer_within(within, &snapshot, &query, &CidrHits::default()).map(|found| found.records.len())
+        };
+        assert!(matches!(page(u64::MAX, 3), Err(Error::AnswerTooLarge)));
+        assert_eq!(page(3, 3).unwrap(), 3);
+        assert_eq!(page(u64::MAX, 100).unwrap(), if filter.is_none() { 11 } else { 7 });
+        assert_eq!(page(1, 0).unwrap(), 1, "one record may be of any size");
+    }
 }
