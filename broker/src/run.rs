@@ -76,9 +76,13 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         () = closing.cancelled() => None,
     };
     closing.cancel();
-    let drained = tokio::time::timeout(config.shutdown_grace_period, &mut serving).await;
+    let end = tokio::time::Instant::now() + config.shutdown_grace_period;
+    let drained = tokio::time::timeout(shutdown::drain_period(config.shutdown_grace_period), &mut serving).await;
     serving.abort();
-    node.shutdown().await;
+    // Whoever sent the signal may kill at the end of the period. What is not flushed by then is in the log.
+    if tokio::time::timeout_at(end, node.shutdown()).await.is_err() {
+        tracing::warn!("the store was not flushed within the grace period: the next start takes longer");
+    }
     match (failure, drained) {
         (Some(reason), _) => Err(Error::Failed(reason)),
         // A client that takes nothing any more cannot be waited for; nothing acknowledged is lost.
