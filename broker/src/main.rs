@@ -6,7 +6,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use databroker::{
     cli,
     config::{self, Config},
-    run, telemetry,
+    run, server, telemetry,
 };
 
 // Scans and streams free much memory at once; this allocator gives it back.
@@ -34,7 +34,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Say whether the configuration is valid
+    /// Say whether the configuration is valid, and the files it names can be used
     Check(config::Flags),
     /// Print the effective configuration as YAML, with who gave each value; secrets are left out
     Print(config::Flags),
@@ -64,7 +64,8 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             served?;
         }
         Command::Config(ConfigCommand::Check(flags)) => {
-            config::describe(&flags, config::environment)?;
+            let config = Config::load(&flags)?;
+            server::check_files(&config.grpc, &config.secrets)?;
             println!("the configuration is valid");
         }
         Command::Config(ConfigCommand::Print(flags)) => print!("{}", config::describe(&flags, config::environment)?),

@@ -218,6 +218,11 @@ fn transport_hint(address: &Uri, causes: &str) -> String {
         )
     } else if has("not valid for") || has("NotValidForName") {
         format!("the certificate of {host} is for another name: give that with --server-name ({causes})")
+    } else if has("CaUsedAsEndEntity") {
+        format!(
+            "the certificate of {host} is one of an authority (CA:TRUE), which no server may show: make one without it, \
+             as with `openssl req -x509 -addext basicConstraints=critical,CA:FALSE` ({causes})"
+        )
     } else if has("certificate") {
         format!("the certificate of {host} is refused: {causes}")
     } else if has("dns error") || has("failed to lookup") {
@@ -254,5 +259,17 @@ pub fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_with_the_certificate_of_an_authority_is_told_apart() {
+        let address = Uri::from_static("https://broker:5443");
+        let hint = transport_hint(&address, "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))");
+        assert!(hint.contains("CA:FALSE") && hint.contains("broker:5443"), "{hint}");
     }
 }

@@ -95,17 +95,21 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         reason = node.failed() => Some(reason),
         () = asked.cancelled() => None,
     };
+    let end = tokio::time::Instant::now() + config.shutdown_grace_period;
     if failure.is_none() {
         node.step_down().await;
     }
     closing.cancel();
-    let drained = tokio::time::timeout(config.shutdown_grace_period, &mut serving).await;
+    let drained = tokio::time::timeout(shutdown::drain_period(config.shutdown_grace_period), &mut serving).await;
     serving.abort();
     // To the last the others are answered: a write that waits here may still go to whoever leads now.
     parting.cancel();
     drop(tokio::time::timeout(FAREWELL, async { while peers.join_next().await.is_some() {} }).await);
     peers.shutdown().await;
-    node.shutdown().await;
+    // Whoever sent the signal may kill at the end of the period. What is not flushed by then is in the log.
+    if tokio::time::timeout_at(end, node.shutdown()).await.is_err() {
+        tracing::warn!("the store was not flushed within the grace period: the next start takes longer");
+    }
     match (failure, drained) {
         (Some(reason), _) => Err(Error::Failed(reason)),
         // A client that takes nothing any more cannot be waited for; nothing acknowledged is lost.

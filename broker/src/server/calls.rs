@@ -146,7 +146,7 @@ impl Call {
         self.count(code);
         if code != Code::Ok {
             let id = self.id.take().unwrap_or_else(new_id);
-            self.log(code, headers.get(Status::GRPC_MESSAGE), &id);
+            self.log(code, &message(headers), &id);
             headers.insert(REQUEST_ID, id);
         }
     }
@@ -158,18 +158,22 @@ impl Call {
 
     /// Only the broker's own failures are worth a person's attention; and only their texts never repeat what a client
     /// sent.
-    fn log(&self, code: Code, message: Option<&HeaderValue>, id: &HeaderValue) {
+    fn log(&self, code: Code, message: &str, id: &HeaderValue) {
         let (method, id) = (self.method.name(), id.to_str().unwrap_or_default());
         match code {
             // Every open stream ends like this when the server is told to stop.
             Code::Unavailable if self.layer.closing.is_cancelled() => {}
             Code::Internal | Code::Unknown | Code::Unavailable | Code::DataLoss | Code::ResourceExhausted => {
-                let message = message.and_then(|message| message.to_str().ok()).unwrap_or_default();
                 tracing::warn!(method, ?code, message, request_id = id, "a call failed");
             }
             _ => tracing::debug!(method, ?code, request_id = id, "a call was refused"),
         }
     }
+}
+
+/// The text of a status among headers, where it is percent-encoded.
+fn message(headers: &HeaderMap) -> String {
+    Status::from_header_map(headers).map(|status| status.message().to_owned()).unwrap_or_default()
 }
 
 impl Drop for Call {
@@ -253,6 +257,13 @@ mod tests {
             assert_eq!(calls.count(Method::of(GET), counted), 1);
             assert_eq!(calls.in_flight(Method::of(GET)), 0);
         }
+    }
+
+    #[test]
+    fn a_message_is_logged_as_a_person_reads_it() {
+        let response: Response<Body> = Status::internal("the disk is full: \u{e4}").into_http();
+        assert_ne!(response.headers()[Status::GRPC_MESSAGE], "the disk is full: \u{e4}");
+        assert_eq!(message(response.headers()), "the disk is full: \u{e4}");
     }
 
     #[tokio::test]

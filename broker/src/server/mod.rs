@@ -82,6 +82,17 @@ pub enum Error {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+/// Says whether the files that the configuration names can be used: what a server reads when it starts.
+///
+/// # Errors
+/// When a key or a certificate cannot be had.
+pub fn check_files(grpc: &Grpc, secrets: &Secrets) -> Result<(), Error> {
+    for secret in secrets.current.iter().chain(&secrets.previous) {
+        read_key(secret)?;
+    }
+    Ok(grpc.tls.as_ref().map_or(Ok(()), tls::check)?)
+}
+
 /// A server whose ports are open.
 pub struct Server {
     grpc: Listener,

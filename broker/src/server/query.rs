@@ -31,10 +31,10 @@ pub(super) async fn answer(edge: &Edge, request: Request<QueryRequest>) -> Resul
     if reads_locally(&metadata) {
         wait_for(edge, hint).await;
     }
-    let fenced = edge.snapshot(&metadata).await?;
+    edge.snapshot(&metadata).await?;
     let reader = edge.node.reader().clone();
     let _gone = StopWhenGone(query.stop.clone());
-    let (snapshot, found) = match query.cost(&fenced) {
+    let (snapshot, found) = match reader.cost(&query)? {
         Cost::Point => reader.query(&query)?,
         Cost::Lookup => edge.chunks.read(move || reader.query(&query)).await?,
         Cost::Scan => edge.scans.read(move || reader.query(&query)).await?,

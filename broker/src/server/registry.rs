@@ -2,7 +2,10 @@
 //!
 //! Not here: when an entry expires (`store::apply`, by the leader's Sweep).
 
-use std::time::Duration;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use databroker_proto::{
     internal,
@@ -20,6 +23,9 @@ const TTL: Duration = Duration::from_secs(30);
 
 /// When a service should report again: well before its entry expires.
 const CALL_BACK_AFTER: Duration = Duration::from_secs(15);
+
+/// How many kinds a request may name, which a stream keeps; the interface has about ten.
+const KINDS_MAX: usize = 64;
 
 /// The service.
 pub(super) struct Services(pub(super) Edge);
@@ -39,7 +45,7 @@ impl Registry for Services {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ServiceList>, Status> {
         let snapshot = self.0.snapshot(request.metadata()).await?;
-        let kinds = request.into_inner().kinds;
+        let kinds = few(request.into_inner().kinds)?;
         let services = self.0.chunks.read(move || snapshot.services(&kinds)).await?;
         Ok(Response::new(ServiceList { services }))
     }
@@ -49,10 +55,16 @@ impl Registry for Services {
             return Err(Error::Closing.into());
         }
         let guard = self.0.streams.open()?;
-        let kinds = request.into_inner().kinds;
-        let watcher = Watcher { pulse: self.0.pulse(), edge: self.0.clone(), kinds, sent: None, _guard: guard };
+        let kinds = few(request.into_inner().kinds)?;
+        let (pulse, edge, hasher) = (self.0.pulse(), self.0.clone(), RandomState::new());
+        let watcher = Watcher { pulse, edge, kinds, hasher, sent: None, _guard: guard };
         Ok(Response::new(Box::pin(stream::try_unfold(watcher, Watcher::next).map_err(Status::from))))
     }
+}
+
+/// The kinds, unless they are too many.
+fn few(kinds: Vec<i32>) -> Result<Vec<i32>, Error> {
+    if kinds.len() > KINDS_MAX { Err(Error::TooManyKinds(KINDS_MAX)) } else { Ok(kinds) }
 }
 
 /// A Watch stream: the list at once, even if it is empty, then every list that differs from the last one sent.
@@ -60,7 +72,10 @@ struct Watcher {
     edge: Edge,
     pulse: watch::Receiver<Progress>,
     kinds: Vec<i32>,
-    sent: Option<(u64, ServiceList)>,
+    /// Secret, so that nobody can make up a list that is taken for another.
+    hasher: RandomState,
+    /// The hash of the last list sent. Not the list: thousands of streams would each keep a copy.
+    sent: Option<u64>,
     _guard: Guard,
 }
 
@@ -68,15 +83,19 @@ impl Watcher {
     async fn next(mut self) -> Result<Option<(ServiceList, Self)>, Error> {
         loop {
             let (generation, list) = self.list().await?;
-            let differs = self.sent.as_ref().is_none_or(|(_, sent)| *sent != list);
-            self.sent = Some((generation, list.clone()));
-            if differs {
+            let hash = self.hash(&list);
+            if self.sent.replace(hash) != Some(hash) {
                 return Ok(Some((list, self)));
             }
             // The pulse ends when the server is about to.
             let newer = |progress: &Progress| progress.services_generation != generation;
             self.pulse.wait_for(newer).await.map_err(|_| Error::Closing)?;
         }
+    }
+
+    fn hash(&self, list: &ServiceList) -> u64 {
+        let services: Vec<(i32, &str)> = list.services.iter().map(|it| (it.kind, it.endpoint.as_str())).collect();
+        self.hasher.hash_one(services)
     }
 
     async fn list(&self) -> Result<(u64, ServiceList), Error> {

@@ -53,6 +53,8 @@ pub(super) enum Error {
     Closing,
     /// The client's deadline has passed.
     TooLate,
+    /// Registry: the request names more kinds than this.
+    TooManyKinds(usize),
     /// As many streams as allowed are open.
     TooManyStreams,
     /// The request is for a node of another role.
@@ -107,6 +109,9 @@ impl From<Error> for Status {
                 Code::DeadlineExceeded,
                 "context deadline exceeded; if this was a write, it may still take effect",
             ),
+            Error::TooManyKinds(max) => {
+                plain(Code::InvalidArgument, &format!("a request may name {max} kinds of services at most"))
+            }
             Error::TooManyStreams => plain(Code::ResourceExhausted, "too many streams are open"),
             Error::OtherNode(Rejection::NotLeader) => not_leader(),
             Error::OtherNode(Rejection::UnknownMode) => {
@@ -118,6 +123,7 @@ impl From<Error> for Status {
             ),
             Error::Rejected(rejected) => refused(&rejected),
             Error::Node(error) => unplaced(&error),
+            Error::Store(error @ store::Error::AnswerTooLarge) => plain(Code::ResourceExhausted, &error.to_string()),
             Error::Store(error) => plain(Code::Internal, &error.to_string()),
             Error::ReadLost => plain(Code::Internal, "reading the store was interrupted"),
             Error::ForeignAnswer => plain(Code::Internal, "the store's answer does not belong to the request"),

@@ -66,6 +66,14 @@ pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error
     Ok(Arc::new(config))
 }
 
+/// Says whether the files can be used now.
+///
+/// # Errors
+/// When they cannot.
+pub(super) fn check(files: &TlsFiles) -> Result<(), Error> {
+    load(files, &ring::default_provider()).map(drop)
+}
+
 fn load(files: &TlsFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
     let certificate = |source| Error::Read { what: "a certificate", path: files.certificate.clone(), source };
     let chain = CertificateDer::pem_file_iter(&files.certificate)

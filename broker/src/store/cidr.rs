@@ -107,13 +107,17 @@ mod json {
 #[derive(Clone, Default)]
 pub struct CidrTable {
     types: BTreeMap<String, JointPrefixMap<IpNet, BTreeSet<String>>>,
+    /// Which types have a network: the smallest over all types must not take a look at each of them.
+    networks: JointPrefixMap<IpNet, BTreeSet<String>>,
 }
 
 impl CidrTable {
     /// Notes that a record speaks of a network.
     pub fn insert(&mut self, record_type: &str, id: &str, network: IpNet) {
+        let network = network.trunc();
         let networks = self.types.entry(record_type.to_owned()).or_default();
-        networks.entry(network.trunc()).or_default().insert(id.to_owned());
+        networks.entry(network).or_default().insert(id.to_owned());
+        self.networks.entry(network).or_default().insert(record_type.to_owned());
     }
 
     /// Forgets what [`CidrTable::insert`] noted; nothing happens if it did not.
@@ -122,26 +126,35 @@ impl CidrTable {
         let Some(networks) = self.types.get_mut(record_type) else { return };
         let Some(ids) = networks.get_mut(&network) else { return };
         ids.remove(id);
-        if ids.is_empty() {
-            networks.remove(&network);
+        if !ids.is_empty() {
+            return;
         }
+        networks.remove(&network);
         if networks.is_empty() {
             self.types.remove(record_type);
         }
+        let Some(types) = self.networks.get_mut(&network) else { return };
+        types.remove(record_type);
+        if types.is_empty() {
+            self.networks.remove(&network);
+        }
     }
 
-    /// The records of the smallest network around `value` (an address or a network as text; anything else is in none),
-    /// as (type, id), sorted. Of type `""`: the smallest over all types, and all records that have it.
-    pub fn lookup(&self, record_type: &str, value: &str) -> Vec<(String, String)> {
-        let Some(sought) = sought(value) else { return Vec::new() };
-        let wanted = |found: &&String| record_type.is_empty() || *found == record_type;
-        let hits = self.types.iter().filter(|(found, _)| wanted(found));
-        let hits: Vec<_> = hits.filter_map(|(found, networks)| Some((found, networks.get_lpm(&sought)?))).collect();
-        let Some(longest) = hits.iter().map(|(_, (network, _))| network.prefix_len()).max() else { return Vec::new() };
-        hits.into_iter()
-            .filter(|(_, (network, _))| network.prefix_len() == longest)
-            .flat_map(|(found, (_, ids))| ids.iter().map(move |id| (found.clone(), id.clone())))
-            .collect()
+    /// The smallest network around `value` (an address or a network as text; anything else is in none) that a record of
+    /// the type speaks of; of type `""`: a record of any type.
+    pub fn smallest(&self, record_type: &str, value: &str) -> Option<IpNet> {
+        let networks = if record_type.is_empty() { &self.networks } else { self.types.get(record_type)? };
+        Some(networks.get_lpm(&sought(value)?)?.0)
+    }
+
+    /// The records that speak of exactly this network, as (type, id), sorted; of type `""`: those of all types.
+    pub fn records<'a>(&'a self, record_type: &'a str, network: IpNet) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let all = if record_type.is_empty() { self.networks.get(&network) } else { None };
+        let one = (!record_type.is_empty()).then_some(record_type);
+        all.into_iter().flatten().map(String::as_str).chain(one).flat_map(move |record_type| {
+            let ids = self.types.get(record_type).and_then(|networks| networks.get(&network));
+            ids.into_iter().flatten().map(move |id| (record_type, id.as_str()))
+        })
     }
 }
 
@@ -153,6 +166,13 @@ mod tests {
     use super::*;
     use crate::store::fields::WRAPPERS_MAX;
     use crate::store::samples::{self, Random, any, pack};
+
+    impl CidrTable {
+        fn lookup(&self, record_type: &str, value: &str) -> Vec<(String, String)> {
+            let found = self.smallest(record_type, value).into_iter().flat_map(|net| self.records(record_type, net));
+            found.map(|(record_type, id)| (record_type.to_owned(), id.to_owned())).collect()
+        }
+    }
 
     fn of(cidr: serde_json::Value) -> Option<String> {
         cidr_of(&any("google.protobuf.Struct", json!({"a": 1, "$index": {"b": [], "cidr": cidr}})))

@@ -23,12 +23,31 @@ pub const PATHS_MAX: usize = 256;
 /// Indexed fields of one type at most; clients set two.
 pub const FIELDS_MAX: usize = 256;
 
+/// What the registry of services holds at most, see [`service_bytes`]: every Watch stream that is not read holds one list
+/// of it, and so no more than a Sync stream's chunk. A few hundred replicas with all their services fit.
+pub const REGISTRY_BYTES_MAX: usize = 64 << 10;
+
+/// What a service counts in the registry: its endpoint, and what is around that in a list, rounded up.
+pub fn service_bytes(endpoint: &[u8]) -> usize {
+    endpoint.len() + 24
+}
+
+/// The refusal of services that do not fit the registry.
+pub(super) fn registry_full(bytes: usize) -> Rejected {
+    let detail = format!("the registry would hold {bytes} bytes of services, at most {REGISTRY_BYTES_MAX} are allowed");
+    Rejected { reason: Reason::InvalidData.into(), detail }
+}
+
 /// Says whether a command asks for too much, before it is proposed, and again before it is applied: what stands in the
 /// log will be applied on every node and after every restart.
 ///
 /// # Errors
 /// The refusal.
 pub fn check(kind: &Kind) -> Result<(), Rejected> {
+    if let Kind::Report(report) = kind {
+        let bytes = report.services.iter().map(|service| service_bytes(service.endpoint.as_bytes())).sum();
+        return if bytes > REGISTRY_BYTES_MAX { Err(registry_full(bytes)) } else { Ok(()) };
+    }
     let (records, paths) = match kind {
         Kind::Put(put) => (put.records.len(), 0),
         Kind::Patch(patch) => (patch.records.len(), patch.paths.len()),

@@ -130,3 +130,19 @@ fn a_scan_whose_caller_has_gone_ends_at_its_next_record() {
     query.stop.stop();
     assert!(matches!(log.store.reader().query(&query), Err(super::Error::Stopped)));
 }
+
+#[test]
+fn the_registry_has_a_bound_and_whoever_is_in_it_stays() {
+    let mut log = Log::new();
+    let report = |names: std::ops::Range<usize>, bytes: usize| {
+        let service = |n: usize| internal::ReportedService { kind: 1, endpoint: format!("{n:0bytes$}") };
+        Kind::Report(internal::Report { services: names.map(service).collect(), ttl_nanos: 1 })
+    };
+    assert!(refused(&log.apply(report(0..70_000, 1))), "one report asks for too much");
+    assert!(super::command::check(&report(0..10, 7_000)).is_err(), "and is told before it is proposed");
+    assert!(!refused(&log.apply(report(0..7, 7_000))));
+    assert!(refused(&log.apply(report(7..10, 7_000))), "together they are too many");
+    assert!(!refused(&log.apply(report(0..7, 7_000))), "who is in it may report again");
+    assert!(!refused(&log.apply(report(7..9, 7_000))), "there is room for two");
+    assert_eq!(log.store.reader().snapshot().services(&[]).unwrap().len(), 9);
+}

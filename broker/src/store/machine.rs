@@ -89,6 +89,12 @@ pub enum Error {
     /// A read was stopped by whoever asked: see [`super::query::Stop`].
     #[error("the read was stopped")]
     Stopped,
+    /// The records of an answer are too many for one message.
+    #[error(
+        "the records found are more than {} MiB, which is too much for one response: use offset and limit",
+        super::query::ANSWER_BYTES_MAX >> 20
+    )]
+    AnswerTooLarge,
     /// The store's format is not one this build can use.
     #[error(transparent)]
     Format(#[from] migrate::Error),

@@ -137,15 +137,32 @@ impl Reader {
     /// # Errors
     /// When the engine fails.
     pub fn query(&self, query: &query::Query) -> Result<(Arc<Snapshot>, query::Answer), Error> {
-        let values = query.filter.as_ref().map(query::cidr_values).unwrap_or_default();
-        let (snapshot, hits) = if values.is_empty() {
-            (self.snapshot(), query::CidrHits::default())
-        } else {
-            let table = self.0.cidr.read();
-            (self.snapshot(), query::CidrHits::look_up(&table, &query.record_type, values))
-        };
+        let (snapshot, hits) = self.with_hits(query, query::CidrHits::look_up);
         let answer = query::answer(&snapshot, query, &hits)?;
         Ok((snapshot, answer))
+    }
+
+    /// What answering a query takes now, without answering it. Reads a few rows at most.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn cost(&self, query: &query::Query) -> Result<query::Cost, Error> {
+        let (snapshot, hits) = self.with_hits(query, query::CidrHits::look_up_points);
+        query.cost(&snapshot, &hits)
+    }
+
+    /// The newest snapshot, and what the address index has for a query in it.
+    pub(super) fn with_hits(
+        &self,
+        query: &query::Query,
+        look_up: impl FnOnce(&CidrTable, &str, Vec<&str>) -> query::CidrHits,
+    ) -> (Arc<Snapshot>, query::CidrHits) {
+        let values = query.filter.as_ref().map(query::cidr_values).unwrap_or_default();
+        if values.is_empty() {
+            return (self.snapshot(), query::CidrHits::default());
+        }
+        let table = self.0.cidr.read();
+        (self.snapshot(), look_up(&table, &query.record_type, values))
     }
 
     pub(super) fn count_evictions(&self, more: u64) {
@@ -220,6 +237,14 @@ impl Snapshot {
     pub fn get(&self, record_type: &str, id: &str) -> Result<Option<EncodedRecord>, Error> {
         let key = keys::record(self.epoch(), record_type.as_bytes(), id.as_bytes());
         Ok(self.view().get(Keyspace::Records.space(), &key)?.map(EncodedRecord::from_bytes))
+    }
+
+    /// Types with at least one live record, in byte order, as they stand in keys.
+    pub(super) fn type_names(&self) -> impl Iterator<Item = Result<Bytes, Error>> {
+        self.view().range(Keyspace::Types.space(), keys::all(self.epoch())).map(|item| {
+            let (key, _) = item?;
+            keys::read_named(&key).map_err(|error| damaged("a type's key", error))
+        })
     }
 
     /// Types with at least one live record, in byte order.

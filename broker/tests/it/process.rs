@@ -180,6 +180,23 @@ fn the_configuration_can_be_checked_and_printed() {
     assert!(!output.wait().unwrap().success() && error.contains("`durability` (flag --durability)"), "{error}");
 }
 
+#[test]
+fn files_that_cannot_be_used_are_told_by_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let malformed = folder.path().join("secret");
+    std::fs::write(&malformed, "too short").unwrap();
+    let malformed = format!("--shared-secret-file={}", malformed.display());
+    for (arguments, text) in [
+        (&["--shared-secret-file=/nowhere"][..], "/nowhere"),
+        (&[&malformed], "secret: "),
+        (&["--certificate-file=/nowhere.pem", "--certificate-key-file=/nowhere.key"], "/nowhere.pem"),
+    ] {
+        let output = databroker(&["config", "check"]).args(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    }
+}
+
 /// A client that connects, and then neither speaks nor listens.
 fn frozen_client(process: &Process) -> std::net::TcpStream {
     use std::io::Write as _;
@@ -194,10 +211,14 @@ fn frozen_client(process: &Process) -> std::net::TcpStream {
 #[test]
 fn a_frozen_client_is_not_waited_for_beyond_the_grace_period() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = Process::start(folder.path(), &["--shutdown-grace-period=300ms"]);
+    let grace = Duration::from_secs(3);
+    let mut process = Process::start(folder.path(), &["--shutdown-grace-period=3s"]);
     let _frozen = frozen_client(&process);
+    let signalled = Instant::now();
     process.signal("TERM");
     assert_eq!(process.wait().code(), Some(0));
+    // Whatever is left to write is written within the period, too.
+    assert!(signalled.elapsed() < grace, "{:?}", signalled.elapsed());
 }
 
 #[test]

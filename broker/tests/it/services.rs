@@ -47,6 +47,20 @@ async fn a_watcher_gets_the_list_at_once_and_then_each_that_differs() {
 }
 
 #[tokio::test]
+async fn a_watcher_names_few_kinds_and_a_report_few_services() {
+    let broker = Broker::start().await;
+    let registry = &mut broker.registry().await;
+    let refused = registry.watch(ListRequest { kinds: vec![1; 65] }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    let service = |n| Service { kind: ServiceKind::Proxy.into(), endpoint: format!("http://{n}") };
+    let services = (0..70_000).map(service).collect();
+    let refused = registry.report(RegisterRequest { services, ..RegisterRequest::default() }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("at most 65536 are allowed"), "{}", refused.message());
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_checkpoint_is_kept_and_a_lone_node_leads_nobody() {
     let broker = Broker::start().await;
     let checkpoints = &mut broker.checkpoints().await;

@@ -1,12 +1,16 @@
 //! The service registry: who reported itself, until when.
 
+use std::{collections::BTreeSet, ops::Bound};
+
+use bytes::Bytes;
 use databroker_proto::internal::{Report, ReportedService};
 
 use super::{
     super::{
         Error,
-        command::{Answer, outcome},
+        command::{self, Answer, REGISTRY_BYTES_MAX, outcome},
         keyspace::{Keyspace, rows},
+        machine::damaged,
     },
     Batch, too_long,
 };
@@ -17,6 +21,10 @@ impl Batch<'_> {
         let refusal = |service: &ReportedService| too_long("the service's endpoint", &service.endpoint);
         if let Some(refusal) = report.services.iter().find_map(refusal) {
             return Ok(refusal);
+        }
+        let bytes = self.registry_bytes_with(report)?;
+        if bytes > REGISTRY_BYTES_MAX {
+            return Ok(Answer::of(outcome::Kind::Rejected(command::registry_full(bytes))));
         }
         let expiry = self.state.now_nanos.saturating_add_signed(report.ttl_nanos);
         for service in &report.services {
@@ -30,5 +38,20 @@ impl Batch<'_> {
             self.state.services_generation = self.state.services_generation.saturating_add(1);
         }
         Ok(Answer::of(outcome::Kind::Done(Default::default())))
+    }
+
+    /// What the registry will hold. It is read for this: it is small, because this bounds it.
+    fn registry_bytes_with(&self, report: &Report) -> Result<usize, Error> {
+        let reported = report.services.iter().map(|service| rows::service(service.kind, &service.endpoint));
+        let mut keys: BTreeSet<Bytes> = reported.collect();
+        for item in self.txn.range(Keyspace::Services.space(), (Bound::Unbounded, Bound::Unbounded)) {
+            keys.insert(item?.0);
+        }
+        let mut bytes = 0;
+        for key in &keys {
+            let (_, endpoint) = rows::read_service(key).map_err(|error| damaged("a service's key", error))?;
+            bytes += command::service_bytes(&endpoint);
+        }
+        Ok(bytes)
     }
 }

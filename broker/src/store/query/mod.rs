@@ -4,14 +4,20 @@
 //! found before any record is read. If the sets bound the matches, only those records are read; else all of the type.
 
 mod plan;
+#[cfg(test)]
+mod tests;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
 use databroker_proto::EncodedRecord;
+use ipnet::IpNet;
 
 use super::{
     Error,
@@ -25,6 +31,20 @@ use super::{
 use plan::{Candidate, Plan};
 
 pub use plan::Cost;
+
+/// How many bytes the records of one answer have at most: no more than the largest message that our own tools take, and
+/// than may be sent. One record alone may be of any size.
+pub(super) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// What a response holds besides the records, rounded up.
+const FRAME_BYTES: usize = 64;
+
+/// What answering may take of memory.
+#[derive(Clone, Copy)]
+struct Bounds {
+    keys: usize,
+    bytes: usize,
+}
 
 /// Stops a query from outside: whoever asked has gone, and a scan may go on for seconds. Clones stop the same query.
 #[derive(Clone, Debug, Default)]
@@ -73,33 +93,63 @@ type Key = (Bytes, Bytes);
 /// Sorted, each once.
 type Keys = Vec<Key>;
 
-/// What the address index said to each address a filter asks for.
+/// What the address index said to the addresses a filter asks for.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CidrHits(Vec<(String, Keys)>);
+pub(super) struct CidrHits {
+    /// The smallest network around each address. One that is in none is not here.
+    networks: HashMap<String, IpNet>,
+    /// The records of these networks, however many addresses are in one; `None`: more than are held.
+    records: HashMap<IpNet, Option<Keys>>,
+}
 
 impl CidrHits {
-    pub(super) fn look_up(table: &CidrTable, record_type: &str, values: Vec<String>) -> Self {
-        let hits = values.into_iter().map(|value| {
-            let found = table.lookup(record_type, &value);
-            let mut found: Keys = found.into_iter().map(|(t, id)| (Bytes::from(t), Bytes::from(id))).collect();
-            found.sort_unstable();
-            (value, found)
-        });
-        Self(hits.collect())
+    pub(super) fn look_up(table: &CidrTable, record_type: &str, values: Vec<&str>) -> Self {
+        Self::look_up_within(plan::KEYS_MAX, table, record_type, values)
     }
 
-    fn of(&self, value: &str) -> Keys {
-        self.0.iter().find(|(asked, _)| asked == value).map(|(_, keys)| keys.clone()).unwrap_or_default()
+    /// Only as much as says whether the query is a [`Cost::Point`]: more addresses are none, whatever is around them.
+    pub(super) fn look_up_points(table: &CidrTable, record_type: &str, values: Vec<&str>) -> Self {
+        let values = if values.len() > plan::POINTS_MAX { Vec::new() } else { values };
+        Self::look_up_within(plan::POINTS_MAX, table, record_type, values)
+    }
+
+    /// Holds so many keys at most. The table is locked meanwhile, so nothing is copied in vain.
+    fn look_up_within(keys_max: usize, table: &CidrTable, record_type: &str, values: Vec<&str>) -> Self {
+        let (mut hits, mut keys_left) = (Self::default(), keys_max);
+        for value in values {
+            let Some(network) = table.smallest(record_type, value) else { continue };
+            hits.networks.insert(value.to_owned(), network);
+            hits.records.entry(network).or_insert_with(|| {
+                if table.records(record_type, network).nth(keys_left).is_some() {
+                    return None;
+                }
+                let owned = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+                let keys = table.records(record_type, network).map(|(of_type, id)| (owned(of_type), owned(id)));
+                let keys: Keys = keys.collect();
+                keys_left -= keys.len();
+                Some(keys)
+            });
+        }
+        hits
+    }
+
+    fn network(&self, value: &str) -> Option<IpNet> {
+        self.networks.get(value).copied()
+    }
+
+    /// The records of a network, unless they are more than are held.
+    fn records(&self, network: IpNet) -> Option<&Keys> {
+        self.records.get(&network)?.as_ref()
     }
 }
 
 /// The addresses a filter asks the address index for.
-pub(super) fn cidr_values(filter: &Filter) -> Vec<String> {
+pub(super) fn cidr_values(filter: &Filter) -> Vec<&str> {
     match filter {
         Filter::And(children) | Filter::Or(children) => children.iter().flat_map(cidr_values).collect(),
         Filter::Not(child) => cidr_values(child),
         Filter::Compare(comparison) if comparison.field == Field::Cidr => {
-            comparison.value.as_text().into_iter().map(str::to_owned).collect()
+            comparison.value.as_text().into_iter().collect()
         }
         Filter::Compare(_) => Vec::new(),
     }
@@ -107,25 +157,31 @@ pub(super) fn cidr_values(filter: &Filter) -> Vec<String> {
 
 /// Answers a query from one snapshot.
 pub(super) fn answer(snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
-    answer_within(plan::KEYS_MAX, snapshot, query, hits)
+    answer_within(Bounds { keys: plan::KEYS_MAX, bytes: ANSWER_BYTES_MAX }, snapshot, query, hits)
 }
 
-/// Answers with so many keys in memory at most; the answer does not depend on it.
-fn answer_within(keys_max: usize, snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
+/// Answers within these bounds. The answer does not depend on that of keys.
+fn answer_within(within: Bounds, snapshot: &Snapshot, query: &Query, hits: &CidrHits) -> Result<Answer, Error> {
     let Some(filter) = &query.filter else {
-        return if query.text.is_empty() { page_of_all(snapshot, query) } else { scan(snapshot, query, None) };
+        return if query.text.is_empty() {
+            page_of_all(snapshot, query, within)
+        } else {
+            scan(snapshot, query, within, None)
+        };
     };
     if query.text.is_empty()
         && let Some(keys) = plan::exact_keys(snapshot, &query.record_type, filter, hits)
     {
-        return page_of(snapshot, query, keys);
+        return page_of(snapshot, query, within, keys);
     }
-    let plan = Plan::of(snapshot, &query.record_type, filter, hits, keys_max)?;
+    let plan = Plan::of(snapshot, query, filter, hits, within.keys)?;
     let Some(candidates) = plan.candidates() else {
-        return scan(snapshot, query, Some(&plan));
+        return scan(snapshot, query, within, Some(&plan));
     };
-    let mut page = Page::of(query);
+    let mut page = Page::of(query, within);
     for key in candidates {
+        // Most ids are of no record in most types: many may be asked for in vain.
+        query.stop.check()?;
         let stored = snapshot.view().get(Keyspace::Records.space(), &keys::record(snapshot.epoch(), &key.0, &key.1))?;
         if let Some(stored) = stored
             && matches(snapshot, query, Some(&plan), &key, &stored)?
@@ -140,9 +196,10 @@ fn answer_within(keys_max: usize, snapshot: &Snapshot, query: &Query, hits: &Cid
 fn page_of(
     snapshot: &Snapshot,
     query: &Query,
+    within: Bounds,
     keys: impl Iterator<Item = Result<Key, Error>>,
 ) -> Result<Answer, Error> {
-    let mut page = Page::of(query);
+    let mut page = Page::of(query, within);
     for key in keys {
         query.stop.check()?;
         let (record_type, id) = key?;
@@ -155,8 +212,8 @@ fn page_of(
     Ok(page.found)
 }
 
-fn scan(snapshot: &Snapshot, query: &Query, plan: Option<&Plan<'_>>) -> Result<Answer, Error> {
-    let mut page = Page::of(query);
+fn scan(snapshot: &Snapshot, query: &Query, within: Bounds, plan: Option<&Plan<'_>>) -> Result<Answer, Error> {
+    let mut page = Page::of(query, within);
     for item in snapshot.view().range(Keyspace::Records.space(), snapshot.records_of(&query.record_type)) {
         let (key, stored) = item?;
         let key =
@@ -190,32 +247,36 @@ fn matches(
 }
 
 /// Everything of a type: counted without looking, read only as far as the page goes.
-fn page_of_all(snapshot: &Snapshot, query: &Query) -> Result<Answer, Error> {
+fn page_of_all(snapshot: &Snapshot, query: &Query, within: Bounds) -> Result<Answer, Error> {
     let counts = snapshot.type_counts()?;
     let wanted = counts.iter().filter(|(t, _)| query.record_type.is_empty() || *t == query.record_type);
     let total_count = wanted.map(|(_, count)| count).sum();
-    let mut records = Vec::new();
+    let mut page = Page::of(query, within);
     if query.limit > 0 && query.offset < total_count {
         let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
         let take = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let bounds = snapshot.records_of(&query.record_type);
         for item in snapshot.view().range(Keyspace::Records.space(), bounds).skip(skip).take(take) {
-            records.push(EncodedRecord::from_bytes(item?.1));
+            query.stop.check()?;
+            page.keep(item?.1)?;
         }
     }
-    Ok(Answer { records, total_count })
+    page.found.total_count = total_count;
+    Ok(page.found)
 }
 
 /// Counts matches and keeps those of the page.
 struct Page {
     offset: u64,
     limit: u64,
+    bytes_left: usize,
     found: Answer,
 }
 
 impl Page {
-    fn of(query: &Query) -> Self {
-        Self { offset: query.offset, limit: query.limit, found: Answer::default() }
+    fn of(query: &Query, within: Bounds) -> Self {
+        let bytes_left = within.bytes.saturating_sub(FRAME_BYTES);
+        Self { offset: query.offset, limit: query.limit, bytes_left, found: Answer::default() }
     }
 
     /// Counts a match, and reads it if it is wanted.
@@ -223,103 +284,21 @@ impl Page {
         let nth = self.found.total_count;
         self.found.total_count += 1;
         if nth >= self.offset && nth - self.offset < self.limit {
-            self.found.records.push(EncodedRecord::from_bytes(stored()?));
+            self.keep(stored()?)?;
         }
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use databroker_proto::{Record, internal};
-    use serde_json::json;
-
-    use super::{
-        super::{command::Kind, limits_tests::Log, samples::filter},
-        *,
-    };
-
-    /// Whether the record of this number is to be found.
-    type Matches = fn(usize) -> bool;
-
-    const BINDING: &str = "type.googleapis.com/session.SessionBinding";
-
-    fn is_b(n: usize) -> bool {
-        n.is_multiple_of(3)
-    }
-
-    fn is_y(n: usize) -> bool {
-        n.is_multiple_of(4)
-    }
-
-    /// Twelve records: every third of user `b`, every fourth of session `y`, the others of `a` and `x`.
-    fn filled() -> Log {
-        let record = |n: usize| {
-            let mut value = Vec::new();
-            prost::encoding::string::encode(2, &if is_y(n) { "y" } else { "x" }.to_owned(), &mut value);
-            prost::encoding::string::encode(3, &if is_b(n) { "b" } else { "a" }.to_owned(), &mut value);
-            let data = Some(prost_types::Any { type_url: BINDING.into(), value });
-            Record { r#type: BINDING.into(), id: format!("{n:02}"), data, ..Record::default() }
-        };
-        let mut log = Log::new();
-        let records = (0..12).map(|n| EncodedRecord::from(record(n)).into_bytes()).collect();
-        log.apply(Kind::Put(internal::Put { records }));
-        log
-    }
-
-    #[test]
-    fn an_answer_does_not_depend_on_how_many_keys_are_held() {
-        let log = filled();
-        let snapshot = log.store.reader().snapshot();
-        let (a, b) = (json!({"user_id": "a"}), json!({"user_id": "b"}));
-        let (x, y) = (json!({"session_id": "x"}), json!({"session_id": "y"}));
-        let cases: [(_, Matches); 8] = [
-            (a.clone(), |n| !is_b(n)),
-            (json!({"user_id": "none"}), |_| false),
-            (json!({"$or": [a, b]}), |_| true),
-            (json!({"$or": [b, y]}), |n| is_b(n) || is_y(n)),
-            (json!({"$and": [a, x]}), |n| !is_b(n) && !is_y(n)),
-            (json!({"$not": b}), |n| !is_b(n)),
-            (json!({"$and": [{"$or": [b, y]}, {"$not": x}]}), is_y),
-            (json!({"$and": [a, {"id": "02"}]}), |n| n == 2),
-        ];
-        for (json, expected) in &cases {
-            for (offset, limit) in [(0, u64::MAX), (0, 1), (2, 3), (50, 1), (0, 0)] {
-                let query = Query {
-                    record_type: BINDING.into(),
-                    filter: Some(filter(json)),
-                    offset,
-                    limit,
-                    ..Query::default()
-                };
-                let matching: Vec<String> = (0..12).filter(|n| expected(*n)).map(|n| format!("{n:02}")).collect();
-                let page: Vec<&String> = matching.iter().skip(offset as usize).take(limit as usize).collect();
-                for keys_max in [0, 1, 4, 8, 100] {
-                    let found = answer_within(keys_max, &snapshot, &query, &CidrHits::default()).unwrap();
-                    assert_eq!(found.total_count, matching.len() as u64, "{json} {keys_max}");
-                    let ids: Vec<String> = found.records.iter().map(|r| r.to_record().unwrap().id).collect();
-                    assert_eq!(ids.iter().collect::<Vec<_>>(), page, "{json} {keys_max} {offset} {limit}");
-                }
-            }
+    /// Not even so many are collected as would then be refused.
+    fn keep(&mut self, stored: Bytes) -> Result<(), Error> {
+        // The tag and length of a record in the list.
+        const FIELD_BYTES: usize = 6;
+        let left = self.bytes_left.checked_sub(stored.len() + FIELD_BYTES);
+        if left.is_none() && !self.found.records.is_empty() {
+            return Err(Error::AnswerTooLarge);
         }
-    }
-
-    #[test]
-    fn a_plan_holds_no_more_keys_of_indexes_than_allowed() {
-        fn held(plan: &Plan<'_>) -> usize {
-            match plan {
-                Plan::And(children) | Plan::Or(children) => children.iter().map(held).sum(),
-                Plan::Not(child) => held(child),
-                Plan::Set(keys) => keys.len(),
-                Plan::Value(_) | Plan::Test(_) => 0,
-            }
-        }
-        let log = filled();
-        let snapshot = log.store.reader().snapshot();
-        let filter = filter(&json!({"$or": [{"user_id": "a"}, {"user_id": "b"}, {"session_id": "y"}]}));
-        for (keys_max, expected) in [(0, 0), (3, 3), (8, 8), (12, 12), (14, 12), (15, 15)] {
-            let plan = Plan::of(&snapshot, BINDING, &filter, &CidrHits::default(), keys_max).unwrap();
-            assert_eq!(held(&plan), expected, "{keys_max}");
-        }
+        self.bytes_left = left.unwrap_or_default();
+        self.found.records.push(EncodedRecord::from_bytes(stored));
+        Ok(())
     }
 }

@@ -5,11 +5,13 @@
 use std::{cell::OnceCell, collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
+use ipnet::IpNet;
 
 use super::{
     super::{
         Error,
         apply::TypeRules,
+        cidr::cidr_of,
         filter::{Comparison, Field, Filter, Operator, Subject},
         inspect::Descriptors,
         keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, records as keys},
@@ -18,9 +20,9 @@ use super::{
     CidrHits, Key, Keys, Query,
 };
 
-/// How many keys from field indexes a plan holds: some tens of megabytes, a few times while they are put together. A
-/// value with more of them is looked up in each record instead, and no longer bounds which are read: so many would be
-/// read one by one that reading the type in order takes about as long.
+/// How many keys a plan holds, whatever they are from (indexes, or an id times the types): some tens of megabytes, a few
+/// times while they are put together. A value with more of them is looked up in each record instead, and no longer
+/// bounds which are read: so many would be read one by one that reading the type in order takes about as long.
 pub(super) const KEYS_MAX: usize = 100_000;
 
 /// What answering a query takes, as far as its form tells.
@@ -34,44 +36,70 @@ pub enum Cost {
     Scan,
 }
 
-/// How many ids and addresses make a [`Cost::Point`] at most.
-const POINTS_MAX: usize = 16;
+/// How many records make a [`Cost::Point`] at most.
+pub(super) const POINTS_MAX: usize = 16;
+
+/// More records than make a point.
+const MANY: usize = POINTS_MAX + 1;
 
 impl Query {
-    /// What answering takes. Reads nothing.
-    pub fn cost(&self, snapshot: &Snapshot) -> Cost {
-        match &self.filter {
-            _ if !self.text.is_empty() => Cost::Scan,
-            None => Cost::Lookup,
-            Some(filter) => match cost(snapshot, &self.record_type, filter) {
-                (Cost::Point, points) if points > POINTS_MAX => Cost::Lookup,
-                (cost, _) => cost,
-            },
+    /// What answering takes. `hits` are from [`CidrHits::look_up_points`].
+    pub(in super::super) fn cost(&self, snapshot: &Snapshot, hits: &CidrHits) -> Result<Cost, Error> {
+        let Some(filter) = &self.filter else {
+            return Ok(if self.text.is_empty() { Cost::Lookup } else { Cost::Scan });
+        };
+        if !self.text.is_empty() {
+            return Ok(Cost::Scan);
         }
+        let types = if self.record_type.is_empty() { snapshot.type_names().take(MANY).count() } else { 1 };
+        Ok(match (Estimate { snapshot, record_type: &self.record_type, types, hits }).of(filter) {
+            (Cost::Point, points) if points > POINTS_MAX => Cost::Lookup,
+            (cost, _) => cost,
+        })
     }
 }
 
-/// The cost, and the number of values that are looked up.
-fn cost(snapshot: &Snapshot, record_type: &str, filter: &Filter) -> (Cost, usize) {
-    let each = |filters: &[Filter]| filters.iter().map(|filter| cost(snapshot, record_type, filter)).collect();
-    let points = |costs: &[(Cost, usize)]| costs.iter().map(|(_, points)| points).sum();
-    let costs: Vec<(Cost, usize)>;
-    match filter {
-        // The cheapest condition bounds what has to be read.
-        Filter::And(all) => {
-            costs = each(all);
-            (costs.iter().map(|(cost, _)| *cost).min().unwrap_or(Cost::Point), points(&costs))
+/// What is known beforehand of what a filter finds.
+struct Estimate<'a> {
+    snapshot: &'a Snapshot,
+    record_type: &'a str,
+    /// How many types there are for an id, [`MANY`] at most.
+    types: usize,
+    hits: &'a CidrHits,
+}
+
+impl Estimate<'_> {
+    /// The cost, and the number of keys that the plan will hold: all parts of a filter are planned, whichever of them
+    /// bounds what is read.
+    fn of(&self, filter: &Filter) -> (Cost, usize) {
+        let each = |filters: &[Filter]| -> (Vec<Cost>, usize) {
+            let costs: Vec<(Cost, usize)> = filters.iter().map(|filter| self.of(filter)).collect();
+            (costs.iter().map(|(cost, _)| *cost).collect(), costs.iter().map(|(_, points)| points).sum())
+        };
+        match filter {
+            // The cheapest condition bounds what has to be read.
+            Filter::And(all) => {
+                let (costs, points) = each(all);
+                (costs.into_iter().min().unwrap_or(Cost::Point), points)
+            }
+            Filter::Or(any) => {
+                let (costs, points) = each(any);
+                (costs.into_iter().max().unwrap_or(Cost::Point), points)
+            }
+            Filter::Not(child) => (Cost::Scan, self.of(child).1),
+            Filter::Compare(comparison) => match Access::to(self.snapshot, self.record_type, comparison) {
+                Access::Nothing => (Cost::Point, 1),
+                Access::Id(_) => (Cost::Point, self.types.max(1)),
+                Access::Address(value) => (Cost::Point, self.around(value)),
+                Access::Index(_) => (Cost::Lookup, MANY),
+                Access::Record => (Cost::Scan, 1),
+            },
         }
-        Filter::Or(any) => {
-            costs = each(any);
-            (costs.iter().map(|(cost, _)| *cost).max().unwrap_or(Cost::Point), points(&costs))
-        }
-        Filter::Not(_) => (Cost::Scan, 1),
-        Filter::Compare(comparison) => match Access::to(snapshot, record_type, comparison) {
-            Access::Nothing | Access::Id(_) | Access::Address(_) => (Cost::Point, 1),
-            Access::Index(_) => (Cost::Lookup, 1),
-            Access::Record => (Cost::Scan, 1),
-        },
+    }
+
+    fn around(&self, value: &str) -> usize {
+        let Some(network) = self.hits.network(value) else { return 1 };
+        self.hits.records(network).map_or(MANY, |keys| keys.len().max(1))
     }
 }
 
@@ -146,11 +174,17 @@ pub(super) struct Candidate<'a> {
     descriptors: &'a Descriptors,
     /// What the index has of it, once somebody asks.
     indexed: OnceCell<Vec<(usize, String)>>,
+    /// The network it speaks of, once somebody asks.
+    network: OnceCell<Option<IpNet>>,
 }
 
 impl<'a> Candidate<'a> {
     pub(super) fn new(key: &'a Key, subject: &'a Subject<'a>, data: &'a [u8], descriptors: &'a Descriptors) -> Self {
-        Self { key, subject, data, descriptors, indexed: OnceCell::new() }
+        Self { key, subject, data, descriptors, indexed: OnceCell::new(), network: OnceCell::new() }
+    }
+
+    fn network(&self) -> Option<IpNet> {
+        *self.network.get_or_init(|| cidr_of(self.data))
     }
 }
 
@@ -163,20 +197,22 @@ pub(super) enum Plan<'a> {
     Set(Keys),
     /// An index could tell, but with more keys than are held.
     Value(Indexed<'a>),
+    /// The address index could tell, but with more keys than are held.
+    Network(IpNet),
     /// Only the record can tell.
     Test(&'a Filter),
 }
 
 impl<'a> Plan<'a> {
-    /// Asks the indexes for so many keys at most.
+    /// Holds so many keys at most.
     pub(super) fn of(
         snapshot: &Snapshot,
-        record_type: &'a str,
+        query: &'a Query,
         filter: &'a Filter,
         hits: &CidrHits,
         keys_max: usize,
     ) -> Result<Self, Error> {
-        Planner { snapshot, record_type, hits, keys_left: keys_max }.plan(filter)
+        Planner { snapshot, query, hits, types: None, keys_left: keys_max }.plan(filter)
     }
 
     /// Keys that all matches are among, if the sets say so.
@@ -193,7 +229,7 @@ impl<'a> Plan<'a> {
                 all.dedup();
                 Some(all)
             }
-            Self::Not(_) | Self::Value(_) | Self::Test(_) => None,
+            Self::Not(_) | Self::Value(_) | Self::Network(_) | Self::Test(_) => None,
         }
     }
 
@@ -204,6 +240,7 @@ impl<'a> Plan<'a> {
             Self::Not(child) => !child.matches(candidate),
             Self::Set(keys) => keys.binary_search(candidate.key).is_ok(),
             Self::Value(indexed) => indexed.has(candidate),
+            Self::Network(network) => candidate.network() == Some(*network),
             Self::Test(filter) => filter.matches(candidate.subject),
         }
     }
@@ -214,12 +251,15 @@ pub(super) fn exact_keys<'s>(
     snapshot: &'s Snapshot,
     record_type: &str,
     filter: &Filter,
-    hits: &CidrHits,
+    hits: &'s CidrHits,
 ) -> Option<Box<dyn Iterator<Item = Result<Key, Error>> + 's>> {
     let Filter::Compare(comparison) = filter else { return None };
     match Access::to(snapshot, record_type, comparison) {
         Access::Nothing => Some(Box::new(std::iter::empty())),
-        Access::Address(value) => Some(Box::new(hits.of(value).into_iter().map(Ok))),
+        Access::Address(value) => match hits.network(value) {
+            None => Some(Box::new(std::iter::empty())),
+            Some(network) => Some(Box::new(hits.records(network)?.iter().cloned().map(Ok))),
+        },
         Access::Index(indexed) => Some(Box::new(indexed.keys(snapshot))),
         // An id may be anybody's.
         Access::Id(_) | Access::Record => None,
@@ -228,51 +268,97 @@ pub(super) fn exact_keys<'s>(
 
 struct Planner<'a, 's> {
     snapshot: &'s Snapshot,
-    record_type: &'a str,
+    query: &'a Query,
     hits: &'s CidrHits,
-    /// How many keys from field indexes may still be held.
+    /// The types an id may be of, once they were read; more than may be held are not all here.
+    types: Option<Arc<[Bytes]>>,
+    /// How many keys may still be held.
     keys_left: usize,
 }
 
 impl<'a> Planner<'a, '_> {
     fn plan(&mut self, filter: &'a Filter) -> Result<Plan<'a>, Error> {
+        self.query.stop.check()?;
         Ok(match filter {
             // Nothing asked is nothing found.
             Filter::And(children) | Filter::Or(children) if children.is_empty() => Plan::Set(Keys::new()),
             Filter::And(children) => Plan::And(self.each(children)?),
             Filter::Or(children) => Plan::Or(self.each(children)?),
             Filter::Not(child) => Plan::Not(Box::new(self.plan(child)?)),
-            Filter::Compare(comparison) => match Access::to(self.snapshot, self.record_type, comparison) {
+            Filter::Compare(comparison) => match Access::to(self.snapshot, &self.query.record_type, comparison) {
                 Access::Nothing => Plan::Set(Keys::new()),
-                Access::Address(value) => Plan::Set(self.hits.of(value)),
-                Access::Id(id) => Plan::Set(self.with_id(id)?),
+                Access::Address(value) => self.around(value),
+                Access::Id(id) => self.with_id(id)?.map_or(Plan::Test(filter), Plan::Set),
                 Access::Index(indexed) => self.look_up(indexed)?,
                 Access::Record => Plan::Test(filter),
             },
         })
     }
 
-    /// A condition that stands there again decides nothing more, and its keys would be held once more.
+    /// A condition that stands there again decides nothing more, and its keys would be held once more. So does another
+    /// address of the same network.
     fn each(&mut self, children: &'a [Filter]) -> Result<Vec<Plan<'a>>, Error> {
-        let mut seen = HashSet::new();
-        children.iter().filter(|child| seen.insert(*child)).map(|child| self.plan(child)).collect()
+        let (mut seen, mut networks) = (HashSet::new(), HashSet::new());
+        let hits = self.hits;
+        let mut is_new = |child: &'a Filter| match network_of(child, hits) {
+            Some(network) => networks.insert(network),
+            None => seen.insert(child),
+        };
+        children.iter().filter(|child| is_new(child)).map(|child| self.plan(child)).collect()
     }
 
-    fn with_id(&self, id: &str) -> Result<Keys, Error> {
-        let (snapshot, record_type) = (self.snapshot, self.record_type);
-        let types = if record_type.is_empty() { snapshot.types()? } else { vec![record_type.to_owned()] };
+    /// Takes room for so many keys, if there is.
+    fn charge(&mut self, keys: usize) -> bool {
+        let left = self.keys_left.checked_sub(keys);
+        self.keys_left = left.unwrap_or(self.keys_left);
+        left.is_some()
+    }
+
+    fn around(&mut self, value: &str) -> Plan<'a> {
+        let Some(network) = self.hits.network(value) else { return Plan::Set(Keys::new()) };
+        match self.hits.records(network) {
+            Some(keys) if self.charge(keys.len()) => Plan::Set(keys.clone()),
+            _ => Plan::Network(network),
+        }
+    }
+
+    /// The id in every type that is asked for, if those are not too many.
+    fn with_id(&mut self, id: &str) -> Result<Option<Keys>, Error> {
+        let types = self.types()?;
         let id = Bytes::copy_from_slice(id.as_bytes());
-        Ok(types.into_iter().map(|record_type| (Bytes::from(record_type), id.clone())).collect())
+        let keys = || types.iter().map(|record_type| (record_type.clone(), id.clone())).collect();
+        Ok(self.charge(types.len()).then(keys))
+    }
+
+    fn types(&mut self) -> Result<Arc<[Bytes]>, Error> {
+        if let Some(types) = &self.types {
+            return Ok(types.clone());
+        }
+        let record_type = &self.query.record_type;
+        let types: Arc<[Bytes]> = if record_type.is_empty() {
+            // One more than may be held is enough to know that they are too many, now and later.
+            self.snapshot.type_names().take(self.keys_left.saturating_add(1)).collect::<Result<_, _>>()?
+        } else {
+            [Bytes::copy_from_slice(record_type.as_bytes())].into()
+        };
+        self.types = Some(types.clone());
+        Ok(types)
     }
 
     fn look_up(&mut self, indexed: Indexed<'a>) -> Result<Plan<'a>, Error> {
         let most = self.keys_left.saturating_add(1);
         let keys: Keys = indexed.keys(self.snapshot).take(most).collect::<Result<_, _>>()?;
-        if keys.len() > self.keys_left {
-            return Ok(Plan::Value(indexed));
+        Ok(if self.charge(keys.len()) { Plan::Set(keys) } else { Plan::Value(indexed) })
+    }
+}
+
+/// The network that a condition is about, if it asks for an address that is in one.
+fn network_of(filter: &Filter, hits: &CidrHits) -> Option<IpNet> {
+    match filter {
+        Filter::Compare(Comparison { field: Field::Cidr, operator: Operator::Equals, value }) => {
+            hits.network(value.as_text()?)
         }
-        self.keys_left -= keys.len();
-        Ok(Plan::Set(keys))
+        _ => None,
     }
 }
 
@@ -294,9 +380,11 @@ mod tests {
         let options = options.encode_to_vec().into();
         log.apply(Kind::SetOptions(internal::SetOptions { r#type: "t".into(), options }));
         let snapshot = log.store.reader().snapshot();
-        let of = |json: Value| cost(&snapshot, "t", &filter(&json));
+        let hits = CidrHits::default();
+        let estimate = Estimate { snapshot: &snapshot, record_type: "t", types: 1, hits: &hits };
+        let of = |json: Value| estimate.of(&filter(&json));
         assert_eq!(of(json!({"$or": [{"id": "x"}, {"$index": "x"}]})), (Cost::Point, 2));
-        assert_eq!(of(json!({"key": "x"})), (Cost::Lookup, 1));
+        assert_eq!(of(json!({"key": "x"})), (Cost::Lookup, MANY));
         assert_eq!(of(json!({"other": "x"})), (Cost::Scan, 1));
         assert_eq!(of(json!({"key": "x".repeat(INDEXED_VALUE_BYTES_MAX + 1)})), (Cost::Scan, 1));
         assert_eq!(of(json!({"other": "x", "id": "y"})).0, Cost::Point);
@@ -305,7 +393,7 @@ mod tests {
         let query = |count: usize| {
             let ids: Vec<Value> = (0..count).map(|id| json!({"id": id.to_string()})).collect();
             let filter = Some(filter(&json!({"$or": ids})));
-            Query { record_type: "t".into(), filter, ..Query::default() }.cost(&snapshot)
+            Query { record_type: "t".into(), filter, ..Query::default() }.cost(&snapshot, &hits).unwrap()
         };
         assert_eq!((query(POINTS_MAX), query(POINTS_MAX + 1)), (Cost::Point, Cost::Lookup));
     }
