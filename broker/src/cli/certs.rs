@@ -117,7 +117,8 @@ impl Place {
     }
 }
 
-fn create(file: &Path, mode: u32, text: &str) -> Result<(), Failure> {
+/// Writes a new file that only those see who may.
+pub(super) fn create(file: &Path, mode: u32, text: &str) -> Result<(), Failure> {
     let created = OpenOptions::new().write(true).create_new(true).mode(mode).open(file);
     created
         .and_then(|mut created| created.write_all(text.as_bytes()).and_then(|()| created.sync_all()))

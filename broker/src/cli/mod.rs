@@ -9,6 +9,7 @@ mod cluster;
 mod cluster_status;
 pub mod connect;
 pub mod decode;
+mod dev;
 mod dump;
 pub mod duration;
 mod export;
@@ -88,6 +89,8 @@ pub enum Command {
     Cluster(cluster::Cluster),
     /// Make certificates for the nodes of a cluster and for its administrators
     Certs(certs::Certs),
+    /// Run a cluster on this machine, to see what happens when a node dies
+    Dev(dev::Dev),
     /// Print a script that lets a shell complete the commands
     Completions {
         /// The shell
@@ -186,6 +189,7 @@ async fn execute(
         Command::Bench(bench) => bench::run(*bench).await,
         Command::Cluster(cluster) => cluster.run(open).await,
         Command::Certs(certs) => certs.run(),
+        Command::Dev(dev) => dev.run().await,
         Command::Completions { shell } => {
             let name = root.get_name().to_owned();
             // Into memory first: the generator panics when nobody reads what it writes.
