@@ -19,14 +19,21 @@ use crate::{
 /// How often it looks: a new node waits for this before it is replicated to.
 const EVERY: Duration = Duration::from_millis(200);
 
+/// How often the only voter looks, which rarely has anything to do: an idle broker is to cost next to nothing.
+const EVERY_ALONE: Duration = Duration::from_secs(1);
+
 /// How long a removed node may take to write down that it is.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looks after the cluster for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>) {
     while let Some(shared) = node.upgrade() {
-        Node { shared }.look_after().await;
-        tokio::time::sleep(EVERY).await;
+        let node = Node { shared };
+        node.look_after().await;
+        let pause = if node.role().alone { EVERY_ALONE } else { EVERY };
+        // Nobody else holds the node while it waits.
+        drop(node);
+        tokio::time::sleep(pause).await;
     }
 }
 
