@@ -250,10 +250,3 @@ fn timers(settings: &Settings) -> Result<Timers, Error> {
     }
     Ok(timers)
 }
-
-impl Cluster {
-    /// Whether this node has, or may get, peers.
-    pub fn is_clustered(&self) -> bool {
-        self.raft_bind_address.is_some()
-    }
-}

@@ -17,7 +17,7 @@ use ring::digest;
 
 use super::{Node, Shared, answer::Refused};
 use crate::{
-    raft::{Member, NodeId, runtime::Runtime, transport::Peer},
+    raft::{NodeId, runtime::Runtime, transport::Peer},
     store::command::COMMAND_VERSION,
 };
 
@@ -30,16 +30,19 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Peers greeted at most in one round: more than a cluster has members, with those it had.
 const PEERS_MAX: usize = 64;
 
-/// Where peers may be found, beside those that are members: a list, or a name to look up.
+/// Where peers may be found, beside those that are members or listed: behind a name, say.
 pub trait Seeds: Send + Sync + 'static {
     /// Looks. A peer's node id is 0, and its name empty where only the address is known.
     fn look(&self) -> BoxFuture<'_, Vec<Peer>>;
 }
 
-/// A list that never changes.
-impl Seeds for Vec<Peer> {
+/// Nowhere else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoSeeds;
+
+impl Seeds for NoSeeds {
     fn look(&self) -> BoxFuture<'_, Vec<Peer>> {
-        Box::pin(std::future::ready(self.clone()))
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 
@@ -63,10 +66,11 @@ impl<R: Runtime> Node<R> {
         let me = self.shared.replica.node_id();
         let members = self.shared.replica.members().members;
         let members = members.into_iter().map(|(node, member)| Peer { node, member });
-        let shape = self.shared.reader.snapshot().cluster().shape.clone();
-        let shape = shape.into_iter().map(|wanted| Peer { node: 0, member: member_of(wanted) });
+        let snapshot = self.shared.reader.snapshot();
+        let named = snapshot.cluster().shape.iter().chain(&self.shared.configured);
+        let named = named.map(|wanted| Peer { node: 0, member: wanted.clone().into() });
         let mut by_address = BTreeMap::new();
-        for peer in members.chain(shape).chain(seeds) {
+        for peer in members.chain(named).chain(seeds) {
             let is_me = peer.node == me || peer.member.raft_address == self.shared.member.raft_address;
             if !is_me && !peer.member.raft_address.is_empty() {
                 by_address.entry(peer.member.raft_address.clone()).or_insert(peer);
@@ -151,7 +155,7 @@ impl<R: Runtime> Node<R> {
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
             leader: role.leader.unwrap_or(0),
-            members: members.into_iter().map(|(node, member)| message_of(node, member)).collect(),
+            members: members.iter().map(|(node, member)| member.to_message(*node)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),
             disk_bytes: disk.taken_bytes,
@@ -162,15 +166,6 @@ impl<R: Runtime> Node<R> {
             store_now_nanos: progress.now_nanos,
         }
     }
-}
-
-fn member_of(wanted: internal::ShapeMember) -> Member {
-    Member { name: wanted.name, raft_address: wanted.raft_address, grpc_address: wanted.grpc_address }
-}
-
-fn message_of(node: NodeId, member: Member) -> internal::Member {
-    let Member { name, raft_address, grpc_address } = member;
-    internal::Member { node, name, raft_address, grpc_address }
 }
 
 /// A digest over the configured members, whatever their order; empty without any.

@@ -55,7 +55,7 @@ pub use self::{
     admin::AdminError,
     answer::Refused,
     handover::Error as HandoverError,
-    hello::Seeds,
+    hello::{NoSeeds, Seeds},
     open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
     sweep::ChangeLog,
 };

@@ -21,7 +21,7 @@ use super::{
     coalesce::{Coalescer, Ground},
     directory::Directory,
     fence,
-    hello::{self, Seeds},
+    hello::{self, NoSeeds, Seeds},
     outbound::Outbound,
     steward,
     sweep::{self, ChangeLog},
@@ -32,7 +32,7 @@ use crate::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
         runtime::{Executor, Failure, Runtime, SystemClock, Threads},
-        transport::{NoPeers, Peer, Transport},
+        transport::{NoPeers, Transport},
     },
     store::{
         self, Store,
@@ -132,7 +132,7 @@ impl Options {
             store_engine: FjallOptions::default(),
             observer: Arc::new(raft::Unobserved),
             transport: Arc::new(NoPeers),
-            seeds: Arc::new(Vec::<Peer>::new()),
+            seeds: Arc::new(NoSeeds),
             configured: Vec::new(),
         }
     }
@@ -218,7 +218,7 @@ pub struct Peers {
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { seeds: Arc::new(Vec::<Peer>::new()), configured: Vec::new(), free_space: Arc::new(|| 0) }
+        Self { seeds: Arc::new(NoSeeds), configured: Vec::new(), free_space: Arc::new(|| 0) }
     }
 }
 
@@ -237,7 +237,7 @@ impl<R: Runtime> Node<R> {
         let requests = Requests::new(replica.starts());
         let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
         let (fences, waiting) = mpsc::channel(fence::WAITING_MAX);
-        let outbound = Outbound::new(replica.clone(), reader.clone(), transport);
+        let outbound = Outbound::new(replica.clone(), transport);
         let open = watch::Sender::new(true);
         let shared = Shared {
             replica: replica.clone(),

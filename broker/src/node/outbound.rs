@@ -4,34 +4,30 @@
 
 use std::{sync::Arc, time::Duration};
 
-use databroker_proto::internal::{Envelope, PeerRequest, peer_reply, peer_request};
+use databroker_proto::internal::{PeerRequest, peer_reply, peer_request};
 
-use crate::{
-    raft::{
-        NodeId, Refusal, Replica,
-        runtime::Runtime,
-        transport::{CallError, Peer, Transport},
-    },
-    store::Reader,
+use crate::raft::{
+    NodeId, Refusal, Replica,
+    runtime::Runtime,
+    transport::{CallError, Peer, Transport},
 };
 
 /// Asks other nodes.
 pub(super) struct Outbound<R: Runtime> {
     replica: Replica<R>,
-    reader: Reader,
     transport: Arc<dyn Transport>,
 }
 
 impl<R: Runtime> Clone for Outbound<R> {
     fn clone(&self) -> Self {
-        let Self { replica, reader, transport } = self;
-        Self { replica: replica.clone(), reader: reader.clone(), transport: transport.clone() }
+        let Self { replica, transport } = self;
+        Self { replica: replica.clone(), transport: transport.clone() }
     }
 }
 
 impl<R: Runtime> Outbound<R> {
-    pub(super) fn new(replica: Replica<R>, reader: Reader, transport: Arc<dyn Transport>) -> Self {
-        Self { replica, reader, transport }
+    pub(super) fn new(replica: Replica<R>, transport: Arc<dyn Transport>) -> Self {
+        Self { replica, transport }
     }
 
     /// Who leads, if that is another node.
@@ -48,9 +44,7 @@ impl<R: Runtime> Outbound<R> {
         patience: Duration,
     ) -> Result<peer_reply::Kind, CallError> {
         let name = peer.member.name.clone();
-        let cluster_id = self.reader.snapshot().cluster_id().unwrap_or_default().to_owned();
-        let envelope = Envelope { cluster_id, from: self.replica.node_id(), to: peer.node };
-        let request = PeerRequest { envelope: Some(envelope), kind: Some(kind) };
+        let request = PeerRequest { envelope: Some(self.replica.envelope(peer.node)), kind: Some(kind) };
         let reply = self.transport.call(peer, request, patience).await?;
         reply.kind.ok_or_else(|| CallError::Refused { peer: name, reason: "it sent an empty answer".into() })
     }

@@ -185,11 +185,7 @@ pub fn next_step(seen: &Observed) -> Step {
 fn missing_member(seen: &Observed) -> Option<Step> {
     seen.shape.iter().find_map(|wanted| {
         let node = seen.node_for(&wanted.name)?;
-        let member = Member {
-            name: wanted.name.clone(),
-            raft_address: wanted.raft_address.clone(),
-            grpc_address: wanted.grpc_address.clone(),
-        };
+        let member: Member = wanted.clone().into();
         match seen.members.get(&node) {
             None => Some(Step::AddLearner(node, member)),
             Some(known) if *known != member => Some(Step::Readdress(node, member)),

@@ -147,15 +147,6 @@ impl Material {
         });
     }
 
-    /// Makes everything anew from other secrets; see [`Material::derived`].
-    ///
-    /// # Errors
-    /// When there is no secret. Nothing has changed then.
-    pub fn derive_again(&self, secrets: &[SharedKey]) -> Result<(), Error> {
-        self.current.store(Arc::new(derive(secrets, &self.me)?));
-        Ok(())
-    }
-
     /// Whom it shows.
     pub fn identity(&self) -> &Identity {
         &self.me

@@ -101,12 +101,7 @@ pub(super) fn vote_of(vote: &proto::Vote) -> Result<Vote, Error> {
 
 fn membership_message(membership: &Membership) -> proto::Membership {
     let voters = membership.get_joint_config().iter();
-    let members = membership.nodes().map(|(node, member)| proto::Member {
-        node: *node,
-        name: member.name.clone(),
-        raft_address: member.raft_address.clone(),
-        grpc_address: member.grpc_address.clone(),
-    });
+    let members = membership.nodes().map(|(node, member)| member.to_message(*node));
     proto::Membership {
         voters: voters.map(|set| proto::VoterSet { nodes: set.iter().copied().collect() }).collect(),
         members: members.collect(),

@@ -10,7 +10,7 @@ use openraft::{
     errors::{ClientWriteError, RaftError},
 };
 
-use super::{Member, NodeId, Replica, StoredMembership, TypeConfig, runtime::Runtime};
+use super::{Member, NodeId, Replica, StoredMembership, TypeConfig, runtime::Runtime, transport::Peer};
 
 /// The membership that counts: the newest in the log, committed or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,11 @@ impl<R: Runtime> Replica<R> {
         Members::new(&metrics.membership_config, &metrics.committed_membership_config)
     }
 
+    /// A member by its id, with where it is reached.
+    pub fn peer(&self, node: NodeId) -> Option<Peer> {
+        self.members().members.remove(&node).map(|member| Peer { node, member })
+    }
+
     /// Adds a member that does not vote, or changes its addresses. Returns when that is committed, not when it has
     /// caught up: see [`Replica::matched`].
     ///
@@ -138,14 +143,6 @@ impl<R: Runtime> Replica<R> {
     /// The replica has stopped.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), ChangeError> {
         self.raft.trigger().transfer_leader(to).await.map_err(|_| ChangeError::Stopped)
-    }
-
-    /// Campaigns now, if the others would elect this node.
-    ///
-    /// # Errors
-    /// The replica has stopped.
-    pub async fn elect(&self) -> Result<(), ChangeError> {
-        self.raft.trigger().elect(true).await.map_err(|_| ChangeError::Stopped)
     }
 
     /// Whether this node campaigns by itself when it misses a leader. It does, until told otherwise.

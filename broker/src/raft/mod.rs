@@ -15,6 +15,7 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
+use databroker_proto::internal;
 use openraft::impls::{BoxedErrorSource, InlineBatch, ProgressResponder, leader_id_std};
 
 use self::runtime::Runtime;
@@ -83,6 +84,21 @@ pub struct Member {
     pub raft_address: String,
     /// Where clients reach it.
     pub grpc_address: String,
+}
+
+impl From<internal::ShapeMember> for Member {
+    fn from(wanted: internal::ShapeMember) -> Self {
+        let internal::ShapeMember { name, raft_address, grpc_address } = wanted;
+        Self { name, raft_address, grpc_address }
+    }
+}
+
+impl Member {
+    /// The member as messages have it.
+    pub fn to_message(&self, node: NodeId) -> internal::Member {
+        let Self { name, raft_address, grpc_address } = self.clone();
+        internal::Member { node, name, raft_address, grpc_address }
+    }
 }
 
 /// An encoded `databroker.internal.v1.Entry`: what openraft carries and never looks into.

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use databroker_proto::internal::Envelope;
 use openraft::{
     Config, ReadPolicy, SnapshotPolicy,
     alias::OneshotReceiverOf,
@@ -22,7 +23,7 @@ use super::{
     network::{Addresses, Network, Origin},
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
     snapshot::{CHUNK_PATIENCE, Receiver, Sender},
-    transport::{Peer, Transport},
+    transport::Transport,
 };
 use crate::store::{
     self, Progress, Store,
@@ -238,9 +239,9 @@ impl<R: Runtime> Replica<R> {
         self.log.starts()
     }
 
-    /// The id of the cluster; `None` until the store has it.
-    pub fn cluster_id(&self) -> Option<String> {
-        self.machine.reader.snapshot().cluster_id().map(str::to_owned)
+    /// What a message of this node to another begins with.
+    pub fn envelope(&self, to: NodeId) -> Envelope {
+        Origin { node: self.node_id, reader: self.machine.reader.clone() }.envelope(to)
     }
 
     /// Sizes of the store's engine, which changes when a store of a peer is taken over. May read from the disk.
@@ -251,13 +252,6 @@ impl<R: Runtime> Replica<R> {
     /// Changes when leadership or membership change.
     pub fn role(&self) -> &watch::Receiver<Role> {
         &self.role
-    }
-
-    /// A member by its id, with where it is reached.
-    pub fn peer(&self, node: NodeId) -> Option<Peer> {
-        let metrics = self.raft.server_metrics().borrow_watched().clone();
-        let member = metrics.membership_config.membership().get_node(&node).cloned();
-        member.map(|member| Peer { node, member })
     }
 
     /// Moves with every applied batch.

@@ -15,7 +15,7 @@ use std::{
 use databroker_proto::internal::ShapeMember;
 use tokio_util::sync::CancellationToken;
 
-use self::peering::{Configured, Way};
+use self::peering::{Discovered, Way};
 use crate::{
     config::{self, Config, Durability, Medium, Secret, Secrets},
     jwt::{KEY_BYTES, SharedKey},
@@ -138,7 +138,9 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
     };
     options.timers = timers(config.cluster.timers);
     options.hold = config.cluster.hold;
-    options.seeds = Arc::new(Configured(config.cluster.clone()));
+    if let Some(discovery) = config.cluster.discovery.clone() {
+        options.seeds = Arc::new(Discovered(discovery));
+    }
     options.configured = config.cluster.nodes.iter().map(configured).collect();
     options.change_log_keep = config.storage.change_log_retention;
     options.change_log_bytes_max = config.storage.change_log_bytes_max;

@@ -7,7 +7,7 @@ use databroker_proto::internal::{
     SnapshotReply, StatusReply,
 };
 
-use std::{path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use futures::{StreamExt as _, future::BoxFuture};
 use tokio::{runtime::Handle, task::JoinSet};
@@ -101,28 +101,18 @@ fn keys(secrets: &Secrets) -> Result<Vec<crate::jwt::SharedKey>, Error> {
     if keys.is_empty() { Err(Error::NoSecret) } else { Ok(keys) }
 }
 
-/// Where the configuration says that peers are.
-pub(super) struct Configured(pub(super) config::Cluster);
+/// The nodes behind one name.
+pub(super) struct Discovered(pub(super) config::Discovery);
 
-impl Seeds for Configured {
+impl Seeds for Discovered {
     fn look(&self) -> BoxFuture<'_, Vec<Peer>> {
-        let listed = self.0.nodes.iter().map(|node| Member {
-            name: node.id.clone(),
-            raft_address: node.raft_address.clone(),
-            grpc_address: node.grpc_address.clone(),
-        });
-        let mut peers: Vec<_> = listed.map(|member| Peer { node: 0, member }).collect();
         Box::pin(async move {
-            if let Some(discovery) = &self.0.discovery {
-                match peer::discovery::discover(discovery).await {
-                    Ok(found) => peers.extend(found.into_iter().map(|address| {
-                        let member = Member { raft_address: address.to_string(), ..Member::default() };
-                        Peer { node: 0, member }
-                    })),
-                    Err(error) => tracing::debug!(%error, host = discovery.host, "no peers are found by name"),
-                }
-            }
-            peers
+            let found = peer::discovery::discover(&self.0).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, host = self.0.host, "no peers are found by name");
+                Vec::new()
+            });
+            let unnamed = |address: SocketAddr| Member { raft_address: address.to_string(), ..Member::default() };
+            found.into_iter().map(|address| Peer { node: 0, member: unnamed(address) }).collect()
         })
     }
 }

@@ -35,7 +35,7 @@ async fn three_replicas_elect_a_leader_and_apply_byte_equal_stores() {
     assert_eq!(nodes[leader].replica.matched().len(), 3);
     let other = &nodes[(leader + 1) % 3].replica;
     assert!(other.matched().is_empty() && other.millis_since_quorum_ack().is_none());
-    assert_eq!(other.cluster_id(), Some("c".into()));
+    assert_eq!(other.envelope(1).cluster_id, "c");
     for node in nodes {
         node.stop().await;
     }
