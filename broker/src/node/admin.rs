@@ -142,14 +142,12 @@ impl<R: Runtime> Node<R> {
         known.insert(self.shared.member.name.clone(), me);
         let seen = self.judge(&known);
         let leader = self.role().leader;
-        let head = known.values().find(|heard| Some(heard.said.node) == leader).map(|heard| heard.said.clone());
+        let head = known.values().find(|heard| Some(heard.said.node) == leader).map(|heard| &heard.said);
+        let sight = Sight { seen: &seen, leader, head, now_nanos: self.clock().now_nanos() };
         let mut statuses: Vec<_> = seen
             .members
             .iter()
-            .map(|(node, member)| {
-                let heard = known.values().find(|heard| heard.said.node == *node);
-                status_of(*node, member, heard, head.as_ref(), &seen, leader)
-            })
+            .map(|(node, member)| sight.of(*node, member, known.values().find(|heard| heard.said.node == *node)))
             .collect();
         let waiting = known.values().filter(|heard| {
             heard.is_recent()
@@ -158,8 +156,7 @@ impl<R: Runtime> Node<R> {
         });
         statuses.extend(waiting.map(|heard| {
             let Introduction { name, raft_address, grpc_address, .. } = heard.said.clone();
-            let member = Member { name, raft_address, grpc_address };
-            let status = status_of(heard.said.node, &member, Some(heard), head.as_ref(), &seen, leader);
+            let status = sight.of(heard.said.node, &Member { name, raft_address, grpc_address }, Some(heard));
             MemberStatus { role: Role::Waiting.into(), ..status }
         }));
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
@@ -179,41 +176,48 @@ impl<R: Runtime> Node<R> {
     }
 }
 
-fn status_of(
-    node: NodeId,
-    member: &Member,
-    heard: Option<&Heard>,
-    head: Option<&Introduction>,
-    seen: &Observed,
+/// What a member is held against.
+struct Sight<'a> {
+    seen: &'a Observed,
     leader: Option<NodeId>,
-) -> MemberStatus {
-    let is_voter = seen.voters.iter().any(|set| set.contains(&node));
-    let role = match () {
-        () if leader == Some(node) => Role::Leader,
-        () if is_voter => Role::Voter,
-        () => Role::Learner,
-    };
-    let said = heard.map(|heard| heard.said.clone()).unwrap_or_default();
-    let reachable = heard.is_some_and(Heard::is_recent);
-    let lag_nanos = head.map_or(0, |head| head.store_now_nanos.saturating_sub(said.store_now_nanos));
-    MemberStatus {
-        name: member.name.clone(),
-        node,
-        role: role.into(),
-        raft_address: member.raft_address.clone(),
-        grpc_address: member.grpc_address.clone(),
-        reachable,
-        committed_index: said.committed_index,
-        applied_index: said.applied_index,
-        lag_records: head.map_or(0, |head| head.latest_record_version.saturating_sub(said.latest_record_version)),
-        lag_millis: lag_nanos / 1_000_000,
-        disk_bytes: said.disk_bytes,
-        disk_bytes_free: said.disk_bytes_free,
-        version: said.version.clone(),
-        command_version: said.command_version,
-        caught_up: seen.is_caught_up(node),
-        may_stop: seen.may_stop(node),
-        clock_ahead_millis: 0,
-        term: said.term,
+    /// What the leader said last.
+    head: Option<&'a Introduction>,
+    /// This node's clock.
+    now_nanos: u64,
+}
+
+impl Sight<'_> {
+    fn of(&self, node: NodeId, member: &Member, heard: Option<&Heard>) -> MemberStatus {
+        let said = heard.map(|heard| heard.said.clone()).unwrap_or_default();
+        let behind =
+            |number: fn(&Introduction) -> u64| self.head.map_or(0, |head| number(head).saturating_sub(number(&said)));
+        MemberStatus {
+            name: member.name.clone(),
+            node,
+            role: self.role(node).into(),
+            raft_address: member.raft_address.clone(),
+            grpc_address: member.grpc_address.clone(),
+            reachable: heard.is_some_and(Heard::is_recent),
+            committed_index: said.committed_index,
+            applied_index: said.applied_index,
+            lag_records: behind(|said| said.latest_record_version),
+            lag_millis: behind(|said| said.store_now_nanos) / 1_000_000,
+            disk_bytes: said.disk_bytes,
+            disk_bytes_free: said.disk_bytes_free,
+            version: said.version.clone(),
+            command_version: said.command_version,
+            caught_up: self.seen.is_caught_up(node),
+            may_stop: self.seen.may_stop(node),
+            clock_ahead_millis: heard.map_or(0, |heard| heard.clock_ahead_millis(self.now_nanos)),
+            term: said.term,
+        }
+    }
+
+    fn role(&self, node: NodeId) -> Role {
+        match () {
+            () if self.leader == Some(node) => Role::Leader,
+            () if self.seen.is_voter(node) => Role::Voter,
+            () => Role::Learner,
+        }
     }
 }

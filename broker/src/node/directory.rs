@@ -26,6 +26,14 @@ pub(super) struct Heard {
 }
 
 impl Heard {
+    /// How far its clock was ahead of this node's when it spoke, in milliseconds; behind is below zero. Good to the time
+    /// that a message takes.
+    pub(super) fn clock_ahead_millis(&self, now_nanos: u64) -> i64 {
+        let since = u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let (theirs, ours) = (i128::from(self.said.now_nanos), i128::from(now_nanos.saturating_sub(since)));
+        i64::try_from((theirs - ours) / 1_000_000).unwrap_or(i64::MAX)
+    }
+
     /// Whether it spoke a moment ago.
     pub(super) fn is_recent(&self) -> bool {
         self.at.elapsed() <= LATELY
@@ -88,6 +96,17 @@ mod tests {
         assert_eq!(recent, BTreeMap::from([("member".into(), 3), ("new".into(), 2)]));
         assert_eq!(directory.clusters(), BTreeSet::from(["c".into(), "other".into()]));
         assert_eq!(directory.all().len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_compared_with_that_of_the_moment_it_was_heard() {
+        const S: u64 = 1_000_000_000;
+        let said = Introduction { now_nanos: 107 * S, ..Introduction::default() };
+        let heard = Heard { said, at: Instant::now() };
+        assert_eq!(heard.clock_ahead_millis(100 * S), 7000);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(heard.clock_ahead_millis(102 * S), 7000);
+        assert_eq!(heard.clock_ahead_millis(110 * S), -1000);
     }
 
     #[tokio::test(start_paused = true)]

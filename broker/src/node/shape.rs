@@ -128,7 +128,8 @@ impl Observed {
         named().find(|node| self.is_voter(*node)).or_else(|| named().next())
     }
 
-    fn is_voter(&self, node: NodeId) -> bool {
+    /// Whether a node votes, before or after the change that is under way.
+    pub fn is_voter(&self, node: NodeId) -> bool {
         self.voters.iter().any(|set| set.contains(&node))
     }
 
