@@ -20,7 +20,11 @@ use super::{
     runtime::{self, Failure, Lane, Runtime},
     snapshot::{Receiver, SnapshotData},
 };
-use crate::store::{self, Position, Progress, Reader, Step, Store, engine, transfer::Arrived};
+use crate::store::{
+    self, Position, Progress, Reader, Step, Store,
+    engine::{self, Engine},
+    transfer::Arrived,
+};
 
 /// What one batch holds at most: it lies in memory twice, and nobody in it is answered before its end.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -36,6 +40,8 @@ pub(super) struct Machine {
 pub(super) struct Shared {
     /// Only the lane locks it, but at open.
     store: Mutex<Store>,
+    /// Of the store in use, for its sizes: whoever asks for them must not wait for a sync.
+    engine: Mutex<Arc<dyn Engine>>,
     lane: Arc<dyn Lane>,
     progress: watch::Sender<Progress>,
     failure: Failure,
@@ -71,6 +77,7 @@ impl Machine {
         let shared = Shared {
             progress: watch::Sender::new(store.reader().progress()),
             reader: store.reader().clone(),
+            engine: Mutex::new(store.engine().clone()),
             store: Mutex::new(store),
             receiver,
             lane,
@@ -142,15 +149,19 @@ impl Shared {
     /// after a crash.
     fn swap(&self, arrived: Arrived) -> io::Result<()> {
         self.receiver.shelf.adopt().map_err(|error| self.fail(error.into()))?;
-        self.store.lock().adopt(arrived);
+        let mut store = self.store.lock();
+        store.adopt(arrived);
+        *self.engine.lock() = store.engine().clone();
+        drop(store);
         *self.ledger.lock() = Ledger::new(self.bounds);
         self.announce();
         Ok(())
     }
 
-    /// Sizes of the store's engine.
+    /// Sizes of the store's engine. Waits for nothing but the file system.
     pub(super) fn stats(&self) -> engine::Stats {
-        self.store.lock().stats()
+        let engine = self.engine.lock().clone();
+        engine.stats()
     }
 
     fn fail(&self, error: store::Error) -> io::Error {

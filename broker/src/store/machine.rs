@@ -296,9 +296,9 @@ impl Store {
         Ok(self.engine.sync()?)
     }
 
-    /// Sizes of the engine.
-    pub fn stats(&self) -> engine::Stats {
-        self.engine.stats()
+    /// The engine in use, for its sizes. Only the store commits to it.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
     }
 }
 
