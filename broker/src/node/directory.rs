@@ -60,6 +60,11 @@ impl Directory {
         self.0.lock().clone()
     }
 
+    /// Whoever has a name.
+    pub(super) fn named(&self, name: &str) -> Option<Heard> {
+        self.0.lock().get(name).cloned()
+    }
+
     /// Names of those who spoke lately and belong to this cluster, or to none yet, with the node that runs there.
     pub(super) fn recent(&self, cluster_id: &str) -> BTreeMap<String, NodeId> {
         let heard = self.0.lock();

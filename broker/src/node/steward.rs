@@ -123,7 +123,7 @@ impl<R: Runtime> Node<R> {
 
     /// Whether a node was heard of lately under its name. Before anything was heard of a name, it may be.
     fn is_running(&self, name: &str, node: u64) -> bool {
-        self.shared.directory.all().get(name).is_none_or(|heard| heard.said.node == node && heard.is_recent())
+        self.shared.directory.named(name).is_none_or(|heard| heard.said.node == node && heard.is_recent())
     }
 
     async fn confirm(&self, node: u64) {
@@ -134,7 +134,10 @@ impl<R: Runtime> Node<R> {
 
     /// A voter that was not heard of may be of any release.
     async fn raise_command_version(&self) {
-        let snapshot = self.shared.reader.snapshot();
+        let raised = self.shared.reader.snapshot().cluster().command_version;
+        if raised >= COMMAND_VERSION {
+            return;
+        }
         let all = self.shared.directory.all();
         let me = self.shared.replica.node_id();
         let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
@@ -143,7 +146,7 @@ impl<R: Runtime> Node<R> {
             false => all.values().find(|heard| heard.said.node == *node).map(|heard| heard.said.command_version),
         };
         let lowest = voters.iter().map(version).min().flatten().unwrap_or(0);
-        if lowest > snapshot.cluster().command_version {
+        if lowest > raised {
             let raise = RaiseCommandVersion { version: lowest };
             if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
                 tracing::debug!(%error, "the command version could not be raised yet");
