@@ -4,12 +4,11 @@
 //! afterwards. Not for production, where each node has a machine to itself.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io::{self, IsTerminal as _, Write as _},
     net::TcpListener,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -19,7 +18,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{certs::create, connect::SECRET_FILE, failure::Failure, output::notice};
+use super::{
+    certs::create,
+    child::{Folder, Process},
+    connect::SECRET_FILE,
+    failure::Failure,
+    output::notice,
+};
 use crate::{
     jwt::{KEY_BYTES, SharedKey},
     peer::{
@@ -72,32 +77,6 @@ struct Ports {
     health: u16,
 }
 
-/// Killed when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The folder of all nodes, deleted when dropped unless somebody asked for it.
-struct Folder {
-    path: PathBuf,
-    stays: bool,
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if !self.stays {
-            // Nobody is left to be told; what remains is in the folder for temporary files.
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
 impl Dev {
     /// Runs until `q` or Ctrl-C.
     ///
@@ -105,26 +84,19 @@ impl Dev {
     /// When a port, a file or a process cannot be had, or the nodes do not answer.
     pub async fn run(self) -> Result<(), Failure> {
         let folder = self.folder()?;
-        let mut nodes = prepare(&folder.path, self.nodes)?;
+        let mut nodes = prepare(folder.path(), self.nodes)?;
         for node in &mut nodes {
             node.start()?;
         }
         found(&nodes).await?;
-        notice(&explanation(&folder.path, &nodes));
+        notice(&explanation(folder.path(), &nodes));
         follow(&mut nodes, keys()).await
     }
 
     fn folder(&self) -> Result<Folder, Failure> {
-        let temporary = || std::env::temp_dir().join(format!("databroker-dev-{}", uuid::Uuid::new_v4()));
-        let folder = Folder { path: self.dir.clone().unwrap_or_else(temporary), stays: self.dir.is_some() };
-        match DirBuilder::new().mode(0o700).create(&folder.path) {
-            Ok(()) => Ok(folder),
-            Err(source) => {
-                let file = folder.path.clone();
-                // Whatever is there is somebody else's.
-                std::mem::forget(folder);
-                Err(Failure::Write { file, source })
-            }
+        match &self.dir {
+            Some(dir) => Folder::make(dir.clone(), true),
+            None => Folder::temporary(&std::env::temp_dir(), "dev"),
         }
     }
 }
@@ -221,11 +193,9 @@ impl Node {
 
     /// Whether its process still runs.
     fn runs(&mut self) -> bool {
-        let ended = self.process.as_mut().is_none_or(|process| !matches!(process.0.try_wait(), Ok(None)));
-        if ended {
-            self.process = None;
-        }
-        !ended
+        // What has ended is down, whoever ended it.
+        self.process.take_if(|process| !process.runs());
+        self.process.is_some()
     }
 
     async fn status(&self) -> Option<StatusReply> {

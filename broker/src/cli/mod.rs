@@ -5,6 +5,7 @@
 
 pub mod bench;
 mod certs;
+mod child;
 mod cluster;
 mod cluster_status;
 pub mod connect;

@@ -1,11 +1,10 @@
 //! A server of this very binary in a temporary folder, to be measured and thrown away.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -13,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     super::{
+        child::{Folder, Process},
         connect::{ADDRESS_FILE, ConnectArgs},
         failure::Failure,
     },
@@ -34,27 +34,6 @@ pub(super) struct Served {
     folder: Folder,
 }
 
-/// Killed when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Deleted with all that is in it when dropped.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Nobody is left to be told; what remains is in the folder for temporary files.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 impl Served {
     /// Starts a server on free ports, with an empty store in a new folder under `parent`.
     ///
@@ -62,14 +41,8 @@ impl Served {
     /// When the folder cannot be made, or the server does not answer in time: then its log's end is in the error.
     pub(super) async fn start(parent: Option<&Path>) -> Result<Self, Failure> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
-        let folder = parent.join(format!("databroker-bench-{}", uuid::Uuid::new_v4()));
-        // The server keeps its secret in there.
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|source| Failure::Write { file: folder.clone(), source })?;
-        let folder = Folder(folder);
-        let process = spawn(&folder.0)?;
+        let folder = Folder::temporary(&parent, "bench")?;
+        let process = spawn(folder.path())?;
         let mut served = Self { process, folder };
         served.answers().await?;
         Ok(served)
@@ -88,7 +61,7 @@ impl Served {
             shared_secret_file: None,
             ca_file: None,
             server_name: None,
-            data_dir: data_dir(&self.folder.0),
+            data_dir: data_dir(self.folder.path()),
             timeout: START_TIMEOUT,
         }
     }
@@ -100,9 +73,9 @@ impl Served {
     pub(super) async fn restart(&mut self, politely: bool) -> Result<Duration, Failure> {
         self.stop(politely).await?;
         // Left behind by a killed server, it would be taken for that of the next.
-        let _ = fs::remove_file(data_dir(&self.folder.0).join(ADDRESS_FILE));
+        let _ = fs::remove_file(data_dir(self.folder.path()).join(ADDRESS_FILE));
         let started = Instant::now();
-        self.process = spawn(&self.folder.0)?;
+        self.process = spawn(self.folder.path())?;
         self.answers().await?;
         Ok(started.elapsed())
     }
@@ -112,7 +85,7 @@ impl Served {
             let status = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
             status.map_err(|error| Failure::Failed(format!("cannot run kill: {error}")))?;
             let deadline = Instant::now() + STOP_TIMEOUT;
-            while !self.exited() && Instant::now() < deadline {
+            while self.process.runs() && Instant::now() < deadline {
                 sleep(POLL_INTERVAL).await;
             }
         }
@@ -120,13 +93,9 @@ impl Served {
         killed.map(|_| ()).map_err(|error| Failure::Failed(format!("cannot kill the server: {error}")))
     }
 
-    fn exited(&mut self) -> bool {
-        matches!(self.process.0.try_wait(), Ok(Some(_)))
-    }
-
     async fn answers(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + START_TIMEOUT;
-        let address = data_dir(&self.folder.0).join(ADDRESS_FILE);
+        let address = data_dir(self.folder.path()).join(ADDRESS_FILE);
         loop {
             let last = match address.exists() {
                 true => match self.ask().await {
@@ -135,8 +104,8 @@ impl Served {
                 },
                 false => "it has not written its address".to_owned(),
             };
-            if self.exited() || Instant::now() >= deadline {
-                let log = log_end(&self.folder.0);
+            if !self.process.runs() || Instant::now() >= deadline {
+                let log = log_end(self.folder.path());
                 return Err(Failure::Failed(format!(
                     "the started server does not answer: {last}\nits log ends:\n{log}"
                 )));
