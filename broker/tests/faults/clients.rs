@@ -6,22 +6,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use databroker::jwt::{METADATA_KEY, SharedKey, Signer};
+use databroker::jwt::SharedKey;
 use databroker_proto::{
     Record,
     databroker::{PutRequest, SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response},
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tonic::{
-    Code, Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, service::interceptor::InterceptedService, transport::Endpoint};
+
+use crate::support::{Client, MESSAGE_BYTES_MAX, Token};
 
 /// How long a call may take, over all nodes it is tried on.
 pub const DEADLINE: Duration = Duration::from_secs(6);
@@ -31,19 +28,6 @@ pub const TYPE: &str = "faults";
 
 /// Ids each writer uses in turn: few, so that records are overwritten.
 const IDS: u64 = 50;
-
-pub type Client = DataBrokerServiceClient<InterceptedService<Channel, Token>>;
-
-/// Adds a valid token to each call.
-#[derive(Clone)]
-pub struct Token(MetadataValue<Ascii>);
-
-impl Interceptor for Token {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(METADATA_KEY, self.0.clone());
-        Ok(request)
-    }
-}
 
 /// The nodes as clients know them.
 #[derive(Clone)]
@@ -60,10 +44,8 @@ impl Addresses {
         // As Go clients do: a server that does not answer is noticed.
         let endpoint = endpoint.http2_keep_alive_interval(Duration::from_secs(2));
         let endpoint = endpoint.keep_alive_timeout(Duration::from_secs(1)).keep_alive_while_idle(true);
-        let token = Signer::new(&self.key).sign(SystemTime::now()).expect("a token can be signed");
-        let token = Token(token.parse().expect("a token is ASCII"));
-        DataBrokerServiceClient::new(InterceptedService::new(endpoint.connect_lazy(), token))
-            .max_decoding_message_size(64 << 20)
+        DataBrokerServiceClient::new(InterceptedService::new(endpoint.connect_lazy(), Token::signed(&self.key)))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 }
 

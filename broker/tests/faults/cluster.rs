@@ -10,14 +10,10 @@ use std::{
 
 use databroker::jwt::SharedKey;
 
-use crate::proxy::Proxy;
-
-/// What takes longer than this hangs. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-fn binary() -> std::ffi::OsString {
-    std::env::var_os("DATABROKER_BINARY").unwrap_or(env!("CARGO_BIN_EXE_databroker").into())
-}
+use crate::{
+    proxy::Proxy,
+    support::{PATIENCE, binary, end, signal},
+};
 
 /// A port that was free a moment ago. Configurations have to name it before anybody listens there.
 fn free_port() -> u16 {
@@ -109,12 +105,7 @@ impl Cluster {
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, node: usize) {
         let Some(mut child) = self.nodes[node].child.take() else { return };
-        signal(child.id(), "TERM");
-        let began = Instant::now();
-        while child.try_wait().expect("the child can be waited for").is_none() {
-            assert!(began.elapsed() < PATIENCE, "{} does not end", self.nodes[node].name);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        end(&mut child);
     }
 
     /// SIGSTOP.
@@ -235,9 +226,4 @@ impl Node {
         );
         fs::write(&self.config, text).expect("the configuration can be written");
     }
-}
-
-fn signal(pid: u32, signal: &str) {
-    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
-    assert!(sent.expect("kill runs").success());
 }

@@ -13,6 +13,8 @@
 mod clients;
 mod cluster;
 mod proxy;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::{
     str::FromStr,
@@ -25,7 +27,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use self::{
     clients::{Addresses, Load, TYPE, Told},
-    cluster::{Cluster, PATIENCE},
+    cluster::Cluster,
+    support::PATIENCE,
 };
 
 const WRITERS: usize = 8;

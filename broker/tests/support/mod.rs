@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -67,8 +68,7 @@ impl Broker {
     /// Starts the process and does not wait for anything.
     pub fn spawn(folder: &Path) -> Child {
         let _ = fs::remove_file(folder.join("address"));
-        let built = env!("CARGO_BIN_EXE_databroker");
-        Command::new(std::env::var_os("DATABROKER_BINARY").unwrap_or(built.into()))
+        Command::new(binary())
             .args(["serve", "--grpc-address", "127.0.0.1:0", "--health-check-addr", "127.0.0.1:0"])
             .args(["--databroker-storage-connection-string", &format!("file://{}", folder.display())])
             .env_clear()
@@ -96,16 +96,7 @@ impl Broker {
 
     /// SIGTERM, and how it ended.
     pub fn stop(mut self) -> ExitStatus {
-        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(asked.success());
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
-            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
-                return status;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("the broker does not end on SIGTERM");
+        end(&mut self.child)
     }
 
     /// What it wrote to standard error since it started.
@@ -135,8 +126,7 @@ impl Broker {
     }
 
     pub fn token(&self) -> Token {
-        let token = Signer::new(&self.key).sign(SystemTime::now()).expect("a token can be signed");
-        Token(token.parse().expect("a token is ASCII"))
+        Token::signed(&self.key)
     }
 }
 
@@ -151,11 +141,43 @@ impl Drop for Broker {
 #[derive(Clone)]
 pub struct Token(pub MetadataValue<Ascii>);
 
+impl Token {
+    /// One that is valid for some minutes.
+    pub fn signed(key: &SharedKey) -> Self {
+        let token = Signer::new(key).sign(SystemTime::now()).expect("a token can be signed");
+        Self(token.parse().expect("a token is ASCII"))
+    }
+}
+
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert(METADATA_KEY, self.0.clone());
         Ok(request)
     }
+}
+
+/// The binary under test.
+pub fn binary() -> OsString {
+    std::env::var_os("DATABROKER_BINARY").unwrap_or(env!("CARGO_BIN_EXE_databroker").into())
+}
+
+/// Sends a process a signal, by its name without `SIG`.
+pub fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
+/// SIGTERM, and how the process ended.
+pub fn end(child: &mut Child) -> ExitStatus {
+    signal(child.id(), "TERM");
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().expect("the child can be waited for") {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("the broker does not end on SIGTERM");
 }
 
 /// Beside the folder, so that the folder holds nothing but the broker's own.
