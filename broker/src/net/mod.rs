@@ -5,8 +5,10 @@
 mod files;
 mod greeting;
 mod listener;
+mod pem;
 mod reason;
 
 pub(crate) use files::watch_files;
 pub(crate) use listener::{Bounds, Caller, Listener, bind};
+pub(crate) use pem::{PemError, certificates, certified};
 pub(crate) use reason::{reason, tls_error};

@@ -12,45 +12,28 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::{RootCertStore, crypto::ring, sign::CertifiedKey};
-use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer,
-    pem::{self, PemObject as _},
-};
 
 use super::{
     authority::{self, Authority},
     identity::{self, Identity},
 };
-use crate::{config::PeerFiles, jwt::SharedKey, net::watch_files};
+use crate::{
+    config::PeerFiles,
+    jwt::SharedKey,
+    net::{PemError, certificates, certified, watch_files},
+};
 
 /// Why there is nothing to show.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A PEM file cannot be read.
-    #[error("cannot read {what} from {}: {source}", path.display())]
-    Read {
-        /// What should be in it.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: pem::Error,
-    },
+    /// Certificate and key.
+    #[error(transparent)]
+    Files(#[from] PemError),
     /// A certificate cannot be an authority's.
     #[error("cannot use {} as an authority: {source}", path.display())]
     Authority {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// Certificate and key do not make a pair.
-    #[error("cannot use the certificate {} with the key {}: {source}", certificate.display(), key.display())]
-    Pair {
-        /// The certificate's file.
-        certificate: PathBuf,
-        /// The key's file.
-        key: PathBuf,
         /// Why.
         source: rustls::Error,
     },
@@ -118,7 +101,7 @@ impl Material {
     /// # Errors
     /// When the files cannot be used.
     pub fn of_anybody(files: &PeerFiles) -> Result<(Self, Identity), Error> {
-        let (_, me) = chain(files)?;
+        let me = holder(&files.certificate)?;
         Ok((Self::from_files(files, me.clone())?, me))
     }
 
@@ -158,27 +141,21 @@ impl Material {
 }
 
 fn read(files: &PeerFiles, me: &Identity) -> Result<Keys, Error> {
-    let (chain, found) = chain(files)?;
+    // First, because it says more than that the key is not the certificate's.
+    let found = holder(&files.certificate)?;
     if found != *me {
         return Err(Error::Another { path: files.certificate.clone(), found, wanted: me.clone() });
     }
     warn_if_open(&files.key);
-    let key = PrivateKeyDer::from_pem_file(&files.key);
-    let key = key.map_err(|source| Error::Read { what: "a private key", path: files.key.clone(), source })?;
-    let pair = |source| Error::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
-    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(pair)?;
+    let certified = certified(&files.certificate, &files.key, &ring::default_provider())?;
     Ok(Keys { certified: Arc::new(certified), roots: Arc::new(roots(&files.ca)?), admins: true })
 }
 
-/// The node's certificates, and whom the first one names.
-fn chain(files: &PeerFiles) -> Result<(Vec<CertificateDer<'static>>, Identity), Error> {
-    let path = &files.certificate;
+/// Whom the first certificate in a file names.
+fn holder(path: &Path) -> Result<Identity, Error> {
     let chain = certificates("a certificate", path)?;
-    let Some(leaf) = chain.first() else {
-        return Err(Error::Read { what: "a certificate", path: path.clone(), source: pem::Error::NoItemsFound });
-    };
-    let found = Identity::of_certificate(leaf).map_err(|source| Error::Nameless { path: path.clone(), source })?;
-    Ok((chain, found))
+    let leaf = chain.first().map_or(&[][..], AsRef::as_ref);
+    Identity::of_certificate(leaf).map_err(|source| Error::Nameless { path: path.to_owned(), source })
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, Error> {
@@ -186,18 +163,7 @@ fn roots(path: &Path) -> Result<RootCertStore, Error> {
     for certificate in certificates("an authority", path)? {
         roots.add(certificate).map_err(|source| Error::Authority { path: path.to_owned(), source })?;
     }
-    match roots.is_empty() {
-        true => Err(Error::Read { what: "an authority", path: path.to_owned(), source: pem::Error::NoItemsFound }),
-        false => Ok(roots),
-    }
-}
-
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|source| Error::Read {
-        what,
-        path: path.to_owned(),
-        source,
-    })
+    Ok(roots)
 }
 
 /// Only a warning: file systems of containers mount secrets as they like.

@@ -2,7 +2,7 @@
 //!
 //! Not here: the handshake and its time-out (`net`).
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -11,34 +11,18 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer,
-    pem::{self, PemObject as _},
-};
 
-use crate::{config::TlsFiles, net::watch_files};
+use crate::{
+    config::TlsFiles,
+    net::{PemError, certified, watch_files},
+};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A PEM file cannot be read.
-    #[error("cannot read {what} from {}: {source}", path.display())]
-    Read {
-        /// Certificate or key.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: pem::Error,
-    },
-    /// The two do not make a pair.
-    #[error("cannot use the certificate {} with the key {}: {source}", files.certificate.display(), files.key.display())]
-    Pair {
-        /// The files.
-        files: TlsFiles,
-        /// Why.
-        source: rustls::Error,
-    },
+    /// Certificate and key.
+    #[error(transparent)]
+    Files(#[from] PemError),
     /// The library refuses.
     #[error("cannot set up TLS: {0}")]
     Setup(rustls::Error),
@@ -75,19 +59,7 @@ pub(super) fn check(files: &TlsFiles) -> Result<(), Error> {
 }
 
 fn load(files: &TlsFiles, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
-    let certificate = |source| Error::Read { what: "a certificate", path: files.certificate.clone(), source };
-    let chain = CertificateDer::pem_file_iter(&files.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(certificate)?;
-    if chain.is_empty() {
-        return Err(certificate(pem::Error::NoItemsFound));
-    }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| Error::Read {
-        what: "a private key",
-        path: files.key.clone(),
-        source,
-    })?;
-    CertifiedKey::from_der(chain, key, provider).map_err(|source| Error::Pair { files: files.clone(), source })
+    Ok(certified(&files.certificate, &files.key, provider)?)
 }
 
 /// Shows the current certificate, whatever name is asked for.
@@ -120,14 +92,14 @@ mod tests {
     async fn files_that_make_no_pair_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(&folder);
-        assert!(matches!(server_config(&files), Err(Error::Read { what: "a certificate", .. })));
+        assert!(matches!(server_config(&files), Err(Error::Files(PemError::Read { what: "a certificate", .. }))));
         write_pair(&files);
         assert_eq!(server_config(&files).unwrap().alpn_protocols, [b"h2"]);
         let other = TlsFiles { certificate: folder.path().join("other.pem"), ..files.clone() };
         write_pair(&other);
         assert!(server_config(&other).is_ok());
-        assert!(matches!(server_config(&files), Err(Error::Pair { .. })));
+        assert!(matches!(server_config(&files), Err(Error::Files(PemError::Pair { .. }))));
         fs::write(&files.key, "nothing").unwrap();
-        assert!(matches!(server_config(&files), Err(Error::Read { what: "a private key", .. })));
+        assert!(matches!(server_config(&files), Err(Error::Files(PemError::Read { what: "a private key", .. }))));
     }
 }
