@@ -15,7 +15,7 @@ use databroker_proto::internal::{SnapshotEnd, SnapshotRow, SnapshotRows};
 use super::{
     Position, Snapshot,
     dump::Digest,
-    engine::{self, Batch, Change, Durability, Engine},
+    engine::{self, Batch, Change, Engine},
     keyspace::Keyspace,
     machine::{Contents, Error as StoreError},
     migrate,
@@ -25,8 +25,9 @@ use super::{
 /// enough that a few of them in memory are nothing.
 pub const CHUNK_BYTES: usize = 256 << 10;
 
-/// What one batch of the receiving engine holds, in bytes: with larger ones it gets no faster.
-const BATCH_BYTES: usize = 1 << 20;
+/// What is loaded into the receiving engine at once, in bytes. Each part becomes a table that is synced on its own, so
+/// that parts should be large; and is held in memory, so that they should not.
+const PART_BYTES: usize = 16 << 20;
 
 /// Why what arrives is not taken. The store in use is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +134,8 @@ pub struct Incoming {
     last: Option<(Keyspace, Bytes)>,
     rows: u64,
     digest: Digest,
-    batch: Batch,
-    batch_bytes: usize,
+    part: Batch,
+    part_bytes: usize,
 }
 
 impl Incoming {
@@ -147,7 +148,7 @@ impl Incoming {
         if sender_format > known {
             return Err(Error::TooNew { found: sender_format, known });
         }
-        Ok(Self { engine, last: None, rows: 0, digest: Digest::default(), batch: Vec::new(), batch_bytes: 0 })
+        Ok(Self { engine, last: None, rows: 0, digest: Digest::default(), part: Vec::new(), part_bytes: 0 })
     }
 
     /// Takes the next rows.
@@ -176,14 +177,14 @@ impl Incoming {
         self.last = Some((keyspace, key.clone()));
         self.rows += 1;
         self.digest.add(keyspace, &key, &value);
-        self.batch_bytes += key.len() + value.len();
-        self.batch.push(Change { space: keyspace.space(), key, value: Some(value) });
-        if self.batch_bytes >= BATCH_BYTES { self.write() } else { Ok(()) }
+        self.part_bytes += key.len() + value.len();
+        self.part.push(Change { space: keyspace.space(), key, value: Some(value) });
+        if self.part_bytes >= PART_BYTES { self.load() } else { Ok(()) }
     }
 
-    fn write(&mut self) -> Result<(), Error> {
-        self.batch_bytes = 0;
-        Ok(self.engine.commit(std::mem::take(&mut self.batch), Durability::Written)?)
+    fn load(&mut self) -> Result<(), Error> {
+        self.part_bytes = 0;
+        Ok(self.engine.load(std::mem::take(&mut self.part))?)
     }
 
     /// Checks the whole and brings it to the disk. `applied` and `membership` are what the sender says it is.
@@ -194,7 +195,7 @@ impl Incoming {
         if end.rows != self.rows {
             return Err(Error::Damaged(format!("it has {} rows, not {}", self.rows, end.rows)));
         }
-        self.write()?;
+        self.load()?;
         if self.digest.finish()[..] != end.sha256[..] {
             return Err(Error::Damaged("its hash is not the sender's".into()));
         }

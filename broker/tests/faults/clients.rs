@@ -56,6 +56,8 @@ pub struct Told {
     pub acknowledged: Mutex<BTreeMap<String, (u64, String)>>,
     /// When each write was acknowledged, in microseconds since the start.
     pub acknowledgements: Mutex<Vec<u64>>,
+    /// When each of them was acknowledged, and how long it took, in microseconds.
+    pub latencies: Mutex<Vec<(u64, u64)>>,
     pub calls: AtomicU64,
     pub failed: AtomicU64,
     pub first_failure: Mutex<Option<String>>,
@@ -132,7 +134,8 @@ async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<A
             return;
         }
         let (id, text) = (format!("{writer}-{}", count % IDS), format!("{writer}.{count}"));
-        let deadline = Instant::now() + DEADLINE;
+        let started = Instant::now();
+        let deadline = started + DEADLINE;
         told.calls.fetch_add(1, Relaxed);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -145,7 +148,9 @@ async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<A
             match tokio::time::timeout(left, clients[node].put(request)).await {
                 Ok(Ok(response)) => {
                     let version = response.into_inner().records[0].to_record().expect("it is a record").version;
-                    told.acknowledgements.lock().push(began.elapsed().as_micros() as u64);
+                    let now = began.elapsed().as_micros() as u64;
+                    told.acknowledgements.lock().push(now);
+                    told.latencies.lock().push((now, started.elapsed().as_micros() as u64));
                     told.acknowledged.lock().insert(id, (version, text));
                     break;
                 }
@@ -199,7 +204,8 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
     }
 }
 
-fn record(id: &str, text: &str) -> Record {
+/// A record whose content is a text.
+pub fn record(id: &str, text: &str) -> Record {
     let data =
         prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
     Record { r#type: TYPE.into(), id: id.into(), data: Some(data), ..Record::default() }

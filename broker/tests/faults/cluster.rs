@@ -78,6 +78,12 @@ impl Cluster {
         Self { nodes, proxies, key, _parent: parent }
     }
 
+    /// A node as the tool that adds it takes it.
+    pub fn member(&self, node: usize) -> String {
+        let (Node { name, grpc, .. }, proxy) = (&self.nodes[node], &self.proxies[node]);
+        format!("{name}=127.0.0.1:{},http://127.0.0.1:{grpc}", proxy.port)
+    }
+
     /// Starts a node's process.
     pub fn spawn(&mut self, node: usize) {
         let node = &mut self.nodes[node];

@@ -269,6 +269,40 @@ fn what_was_committed_is_there_after_reopening() {
 }
 
 #[test]
+fn what_was_loaded_and_synced_is_there_after_reopening_and_commits_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = |i: u32| i.to_be_bytes().to_vec();
+    {
+        let engine = on_disk(&folder);
+        for part in 0..4 {
+            engine.load((0..500).map(|i| put(LEFT, key(part * 500 + i), vec![7; 100])).collect()).unwrap();
+        }
+        engine.load(vec![put(LEFT, key(2000), "last"), put(RIGHT, "a", "1")]).unwrap();
+        engine.load(vec![]).unwrap();
+        engine.sync().unwrap();
+    }
+    for round in 0..2 {
+        let engine = on_disk(&folder);
+        let view = engine.view().unwrap();
+        assert_eq!((all(&*view, LEFT).len(), all(&*view, RIGHT).len()), (2001 - round, 1 + round));
+        commit(&engine, vec![remove(LEFT, key(round as u32)), put(RIGHT, vec![round as u8], "more")]);
+        let view = engine.view().unwrap();
+        assert_eq!(view.get(LEFT, &key(round as u32)).unwrap(), None);
+        assert_eq!(view.get(LEFT, &key(2000)).unwrap().unwrap(), "last");
+    }
+}
+
+#[test]
+fn rows_that_are_not_in_order_are_not_loaded_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = on_disk(&folder);
+    for rows in [vec![put(LEFT, "b", "1"), put(LEFT, "a", "2")], vec![put(RIGHT, "a", "1"), put(LEFT, "b", "2")]] {
+        assert!(matches!(engine.load(rows), Err(Error::Commit { .. })));
+    }
+    assert!(all(&*engine.view().unwrap(), LEFT).is_empty());
+}
+
+#[test]
 fn an_added_name_is_a_new_empty_keyspace() {
     let folder = tempfile::tempdir().unwrap();
     commit(&on_disk(&folder), vec![put(LEFT, "a", "1")]);
