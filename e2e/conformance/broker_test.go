@@ -26,8 +26,10 @@ import (
 // patience bounds every wait; nothing here takes a tenth of it on an idle machine.
 const patience = 30 * time.Second
 
-// broker is a server process of its own data folder.
+// broker is a server process of its own data folder: a cluster of one, or a node of a cluster.
 type broker struct {
+	config  string   // its configuration file, for a node of a cluster
+	others  *cluster // for a node of a cluster that stands for a server of its own: the nodes beside it
 	binary  string
 	peer    bool // whose command line it understands
 	dir     string
@@ -82,7 +84,11 @@ func newBroker(t *testing.T) *broker {
 	return b
 }
 
+// underTest is the server as DATABROKER_BIN, DATABROKER_PEER and DATABROKER_FOLLOWER want it.
 func underTest(dir string) *broker {
+	if os.Getenv("DATABROKER_FOLLOWER") != "" {
+		return newFollower(dir)
+	}
 	return &broker{binary: os.Getenv("DATABROKER_BIN"), peer: isPeer(), dir: dir}
 }
 
@@ -108,6 +114,9 @@ func ours(t *testing.T) {
 func (b *broker) dataDir() string { return filepath.Join(b.dir, "data") }
 
 func (b *broker) args() []string {
+	if b.config != "" {
+		return []string{"serve", "--config", b.config}
+	}
 	address := b.address
 	if address == "" {
 		address = "127.0.0.1:0"
@@ -124,8 +133,22 @@ func (b *broker) args() []string {
 
 // start starts the process, on the address it had before if it had one, and waits until it answers.
 func (b *broker) start() error {
-	addressFile := filepath.Join(b.dataDir(), "address")
-	_ = os.Remove(addressFile) // left by a killed process
+	_ = os.Remove(b.addressFile()) // left by a killed process
+	if err := b.launch(); err != nil {
+		return err
+	}
+	if b.others != nil {
+		if err := b.others.follow(b); err != nil {
+			return err
+		}
+	}
+	return b.await()
+}
+
+func (b *broker) addressFile() string { return filepath.Join(b.dataDir(), "address") }
+
+// launch starts the process and waits for nothing.
+func (b *broker) launch() error {
 	b.log = new(lockedBuffer)
 	b.process = exec.Command(b.binary, b.args()...)
 	b.process.Dir = b.dir
@@ -138,10 +161,14 @@ func (b *broker) start() error {
 		_ = process.Wait()
 		close(exited)
 	}(b.process, b.exited)
+	return nil
+}
 
+// await waits until the process answers.
+func (b *broker) await() error {
 	deadline := time.Now().Add(patience)
 	for {
-		err := b.connect(addressFile)
+		err := b.connect()
 		if err == nil {
 			return nil
 		}
@@ -156,24 +183,26 @@ func (b *broker) start() error {
 	}
 }
 
-func (b *broker) connect(addressFile string) error {
-	url, err := os.ReadFile(addressFile)
+func (b *broker) connect() error {
+	url, err := os.ReadFile(b.addressFile())
 	if err != nil {
 		return err
 	}
-	secret, err := os.ReadFile(filepath.Join(b.dataDir(), "shared_secret"))
-	if err != nil {
-		return err
-	}
-	if b.key, err = decodeKey(secret); err != nil {
-		return err
+	if b.config == "" {
+		secret, err := os.ReadFile(filepath.Join(b.dataDir(), "shared_secret"))
+		if err != nil {
+			return err
+		}
+		if b.key, err = decodeKey(secret); err != nil {
+			return err
+		}
 	}
 	b.address = strings.TrimPrefix(strings.TrimSpace(string(url)), "http://")
 	if b.address == "" {
 		return errors.New("the file with the address is still empty")
 	}
 	if b.conn == nil {
-		if b.conn, err = b.dial(b.key); err != nil {
+		if b.conn, err = dial(b.address, b.key); err != nil {
 			return err
 		}
 	}
@@ -184,14 +213,14 @@ func (b *broker) connect(addressFile string) error {
 }
 
 // dial connects as Pomerium's services do: plaintext, a new token for each call, waiting for the connection.
-func (b *broker) dial(key []byte) (*grpc.ClientConn, error) {
+func dial(target string, key []byte, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	withToken := func(ctx context.Context) context.Context {
 		if md, ok := metadata.FromOutgoingContext(ctx); ok && len(md.Get("jwt")) > 0 {
 			return ctx
 		}
 		return metadata.AppendToOutgoingContext(ctx, "jwt", newToken(key))
 	}
-	return grpc.NewClient(b.address,
+	return grpc.NewClient(target, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
@@ -201,15 +230,17 @@ func (b *broker) dial(key []byte) (*grpc.ClientConn, error) {
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			return streamer(withToken(ctx), desc, cc, method, opts...)
 		}),
-	)
+	}, more...)...)
 }
 
-func (b *broker) client() client {
+func (b *broker) client() client { return clientOn(b.conn) }
+
+func clientOn(conn *grpc.ClientConn) client {
 	return client{
-		DataBrokerServiceClient: databrokerpb.NewDataBrokerServiceClient(b.conn),
-		checkpoint:              databrokerpb.NewCheckpointServiceClient(b.conn),
-		registry:                registrypb.NewRegistryClient(b.conn),
-		conn:                    b.conn,
+		DataBrokerServiceClient: databrokerpb.NewDataBrokerServiceClient(conn),
+		checkpoint:              databrokerpb.NewCheckpointServiceClient(conn),
+		registry:                registrypb.NewRegistryClient(conn),
+		conn:                    conn,
 	}
 }
 
@@ -242,6 +273,14 @@ func (b *broker) kill() {
 	if b.conn != nil {
 		_ = b.conn.Close()
 	}
+	if b.others != nil {
+		b.others.kill()
+	}
+	b.end()
+}
+
+// end kills the process alone.
+func (b *broker) end() {
 	if b.process != nil && b.process.Process != nil {
 		_ = b.process.Process.Kill()
 		<-b.exited

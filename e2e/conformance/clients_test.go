@@ -104,8 +104,7 @@ func TestSyncerFollowsAcrossAKill(t *testing.T) {
 	eventually(t, "the copy", m.has("a"))
 	put(t, c, record("t", "b", ""))
 	eventually(t, "a change", m.has("a", "b"))
-	_ = b.process.Process.Kill()
-	<-b.exited
+	b.end()
 	if err := b.start(); err != nil {
 		t.Fatal(err)
 	}

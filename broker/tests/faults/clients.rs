@@ -68,6 +68,15 @@ pub struct Told {
     pub events: AtomicU64,
 }
 
+/// How much load.
+#[derive(Clone, Copy, Debug)]
+pub struct Pressure {
+    pub writers: usize,
+    pub streams: usize,
+    /// Between the acknowledgement of a write and the next write.
+    pub pause: Duration,
+}
+
 /// Writers and streams at work.
 pub struct Load {
     pub told: Arc<Told>,
@@ -78,10 +87,11 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(addresses: &Addresses, writers: usize, streams: usize, server_version: u64) -> Self {
+    pub fn start(addresses: &Addresses, pressure: Pressure, server_version: u64) -> Self {
+        let Pressure { writers, streams, pause } = pressure;
         let (told, stop, began) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(false)), Instant::now());
         let tasks = (0..writers)
-            .map(|writer| tokio::spawn(write(addresses.clone(), writer, told.clone(), stop.clone(), began)))
+            .map(|writer| tokio::spawn(write(addresses.clone(), writer, told.clone(), stop.clone(), (began, pause))))
             .collect();
         let streams = (0..streams)
             .map(|stream| {
@@ -126,7 +136,13 @@ impl Load {
     }
 }
 
-async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<AtomicBool>, began: Instant) {
+async fn write(
+    addresses: Addresses,
+    writer: usize,
+    told: Arc<Told>,
+    stop: Arc<AtomicBool>,
+    (began, pause): (Instant, Duration),
+) {
     let mut clients: Vec<_> = (0..addresses.ports.len()).map(|node| addresses.client(node)).collect();
     let mut node = writer % clients.len();
     for count in 0_u64.. {
@@ -152,6 +168,7 @@ async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<A
                     told.acknowledgements.lock().push(now);
                     told.latencies.lock().push((now, started.elapsed().as_micros() as u64));
                     told.acknowledged.lock().insert(id, (version, text));
+                    tokio::time::sleep(pause).await;
                     break;
                 }
                 Ok(Err(status)) => {
@@ -172,6 +189,9 @@ async fn write(addresses: Addresses, writer: usize, told: Arc<Told>, stop: Arc<A
 
 async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: Arc<Told>, at: Arc<AtomicU64>) {
     for attempt in stream.. {
+        if attempt > stream {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let mut client = addresses.client(attempt);
         let request =
             SyncRequest { server_version, record_version: at.load(Relaxed), r#type: String::new(), wait: Some(true) };
@@ -200,7 +220,6 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
                 }
             }
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

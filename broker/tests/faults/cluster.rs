@@ -15,9 +15,11 @@ use crate::{
     support::{PATIENCE, binary, end, signal},
 };
 
-/// A port that was free a moment ago. Configurations have to name it before anybody listens there.
+/// A port that was free a moment ago. Configurations have to name it before anybody listens there; so it lies below those
+/// that the system gives to connections, of which there are many here.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("loopback has ports").local_addr().expect("it is bound").port()
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000).find(free).expect("a port is free")
 }
 
 /// One node: its files, its ports, and its process while it runs.
@@ -30,6 +32,9 @@ pub struct Node {
     health: u16,
     child: Option<Child>,
 }
+
+/// A node's name, and how the cluster stands in its eyes.
+pub type Status = (String, serde_json::Value);
 
 /// All nodes. Peers reach each other through a proxy per node.
 pub struct Cluster {
@@ -46,11 +51,12 @@ impl Cluster {
         (0..nodes).for_each(|node| cluster.spawn(node));
         cluster.run_tool(0, &["cluster", "init"]);
         cluster
-            .wait_for("all nodes vote", |status| {
-                let voters = status["members"].as_array().into_iter().flatten();
-                let voting =
-                    voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).count();
-                voting == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+            .wait_for("all nodes vote", |said| {
+                said.iter().any(|(_, status)| {
+                    let voters = status["members"].as_array().into_iter().flatten();
+                    let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")));
+                    voting.count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+                })
             })
             .await;
         cluster
@@ -174,17 +180,32 @@ impl Cluster {
         command
     }
 
-    /// Waits until some node that runs says so.
-    pub async fn wait_for(&self, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+    /// What each node that runs says.
+    pub fn statuses(&self) -> Vec<Status> {
+        let running = (0..self.nodes.len()).filter(|node| self.runs(*node));
+        running.filter_map(|node| Some((self.nodes[node].name.clone(), self.status(node)?))).collect()
+    }
+
+    /// Waits until what the nodes say is what is wanted.
+    pub async fn wait_for(&self, what: &str, holds: impl Fn(&[Status]) -> bool) {
         let began = Instant::now();
         loop {
-            let said = (0..self.nodes.len()).filter(|node| self.runs(*node)).filter_map(|node| self.status(node));
-            let said: Vec<_> = said.collect();
-            if said.iter().any(&holds) {
+            let said = self.statuses();
+            if holds(&said) {
                 return;
             }
             assert!(began.elapsed() < PATIENCE, "it never came true that {what}: {said:#?}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Starts nodes whose processes have ended by themselves.
+    pub fn restart_ended(&mut self) {
+        for node in 0..self.nodes.len() {
+            let child = self.nodes[node].child.as_mut();
+            if child.is_some_and(|child| child.try_wait().expect("the child can be waited for").is_some()) {
+                self.spawn(node);
+            }
         }
     }
 

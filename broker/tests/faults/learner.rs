@@ -1,11 +1,15 @@
-//! A node that lost its disk is brought up from nothing while others write: how fast, and what it costs the writers.
+//! A node that is behind is brought up while others write, from nothing by a store, or by the log: how fast, and what it
+//! costs the writers.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use databroker_proto::databroker::PutRequest;
 
 use crate::{
-    clients::record,
+    clients::{Pressure, record},
     cluster::Cluster,
     from_environment, seeded,
     trial::{Trial, addresses},
@@ -14,13 +18,15 @@ use crate::{
 /// Records per request while the store is filled.
 const BATCH: usize = 500;
 
-async fn fill(cluster: &Cluster, records: usize) {
+/// Records that surely fit into the part of the log that is kept for followers.
+const LOGGED: usize = 80_000;
+
+async fn fill(cluster: &Cluster, nodes: &[usize], records: Range<usize>) {
     let addresses = addresses(cluster);
     let filling = (0..4).map(|part| {
-        let mut client = addresses.client(part);
+        let (mut client, own) = (addresses.client(nodes[part % nodes.len()]), records.clone().skip(part).step_by(4));
         tokio::spawn(async move {
-            let own: Vec<_> = (0..records).filter(|number| number % 4 == part).collect();
-            for numbers in own.chunks(BATCH) {
+            for numbers in own.collect::<Vec<_>>().chunks(BATCH) {
                 let records = numbers.iter().map(|number| record(&format!("{number:012}"), &"x".repeat(200)).into());
                 client.put(PutRequest { records: records.collect() }).await.unwrap();
             }
@@ -46,25 +52,42 @@ fn p99(trial: &Trial, since: Instant, until: Instant) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_without_a_disk_is_sent_the_store_while_others_write() {
+async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     seeded("learner");
     let records: usize = from_environment("FAULTS_RECORDS", 20_000);
-    let mut trial = Trial::start().await;
-    fill(&trial.cluster, records).await;
+    // Enough to see what it costs them, and not so much that it is the writers who are measured.
+    let mut trial = Trial::under(Pressure { writers: 8, streams: 1, pause: Duration::from_millis(10) }).await;
+    fill(&trial.cluster, &[0, 1, 2], 0..records).await;
     trial.heal().await;
     let node = (trial.leader().await + 1) % 3;
+    let others: Vec<_> = (0..3).filter(|other| *other != node).collect();
     let calm = Instant::now();
     tokio::time::sleep(Duration::from_secs(3)).await;
+    let quiet = p99(&trial, calm, Instant::now());
+
     trial.cluster.kill(node);
     trial.cluster.wipe(node);
     let began = Instant::now();
     trial.cluster.spawn(node);
     trial.heal().await;
-    let (took, quiet, busy) = (began.elapsed(), p99(&trial, calm, began), p99(&trial, began, Instant::now()));
+    tell(&trial, "store", records, began, quiet);
+
+    // Frozen and not killed: what is measured begins with the first entry.
+    trial.cluster.freeze(node);
+    let behind = records.min(LOGGED);
+    fill(&trial.cluster, &others, 0..behind).await;
+    let began = Instant::now();
+    trial.cluster.thaw(node);
+    trial.heal().await;
+    tell(&trial, "log", behind, began, quiet);
+    trial.judge("learner").await;
+}
+
+fn tell(trial: &Trial, from: &str, records: usize, began: Instant, quiet: Duration) {
+    let (took, busy) = (began.elapsed(), p99(trial, began, Instant::now()));
     println!(
-        "{records} records sent in {took:?} from the start of the process to its vote: {:.0} records/s; \
-         writers' p99 {quiet:?} before, {busy:?} meanwhile",
+        "{records} records by {from} in {took:?}, until it votes and has all: {:.0} records/s; the writers' p99 was \
+         {quiet:?} before, {busy:?} meanwhile",
         records as f64 / took.as_secs_f64()
     );
-    trial.judge("learner").await;
 }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use databroker_proto::databroker::GetRequest;
+use tonic::Code;
 
 use crate::{
-    clients::{Addresses, Load, TYPE, Told},
-    cluster::Cluster,
+    clients::{Addresses, Load, Pressure, TYPE, Told},
+    cluster::{Cluster, Status},
     support::PATIENCE,
 };
 
@@ -29,9 +30,14 @@ pub struct Trial {
 
 impl Trial {
     pub async fn start() -> Self {
+        Self::under(Pressure { writers: WRITERS, streams: STREAMS, pause: Duration::ZERO }).await
+    }
+
+    /// A cluster under a load of its own.
+    pub async fn under(pressure: Pressure) -> Self {
         let cluster = Cluster::start(3).await;
         let server_version = addresses(&cluster).client(0).server_info(()).await.unwrap().into_inner().server_version;
-        let load = Load::start(&addresses(&cluster), WRITERS, STREAMS, server_version);
+        let load = Load::start(&addresses(&cluster), pressure, server_version);
         Self { cluster, load, gaps: Vec::new() }
     }
 
@@ -59,15 +65,20 @@ impl Trial {
         }
     }
 
-    /// Every member is a voter again and has all that the leader has.
+    /// All nodes are voters again and have all that the leader has.
     pub async fn heal(&self) {
-        self.cluster
-            .wait_for("all members have caught up", |status| {
-                let members = status["members"].as_array().cloned().unwrap_or_default();
-                let voters = members.iter().filter(|m| matches!(m["role"].as_str(), Some("leader" | "voter")));
-                voters.filter(|m| m["caughtUp"] == true && m["reachable"] == true).count() == 3 && members.len() == 3
-            })
-            .await;
+        self.cluster.wait_for("all nodes have caught up", is_whole).await;
+    }
+
+    /// The same, with a supervisor: processes that end by themselves, as nodes do that learn that they were removed, are
+    /// started again.
+    pub async fn heal_supervised(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_whole(&self.cluster.statuses()) {
+            assert!(Instant::now() < deadline, "the cluster is never whole again\n{}", self.cluster.logs());
+            self.cluster.restart_ended();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Ends the load and holds what is there against what clients were told.
@@ -87,6 +98,25 @@ impl Trial {
     }
 }
 
+/// The leader says that all three nodes vote and have caught up, and it means those that run: each knows itself by the
+/// node id that the leader has for its name.
+fn is_whole(statuses: &[Status]) -> bool {
+    let Some((_, leaders)) = statuses.iter().find(|(name, status)| status["leader"] == name.as_str()) else {
+        return false;
+    };
+    let voters = |status: &serde_json::Value| -> Vec<serde_json::Value> {
+        let members = status["members"].as_array().cloned().unwrap_or_default();
+        members.into_iter().filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).collect()
+    };
+    let well: Vec<_> =
+        voters(leaders).into_iter().filter(|voter| voter["caughtUp"] == true && voter["reachable"] == true).collect();
+    let agree = statuses.iter().filter(|(name, status)| {
+        let own = voters(status).into_iter().find(|voter| voter["name"] == name.as_str());
+        own.is_some_and(|own| well.iter().any(|voter| voter["node"] == own["node"]))
+    });
+    agree.count() == 3 && leaders["members"].as_array().is_some_and(|members| members.len() == 3)
+}
+
 /// Acknowledged writes that a node does not have.
 async fn lost(addresses: &Addresses, told: &Told) -> Vec<String> {
     let acknowledged = told.acknowledged.lock().clone();
@@ -95,8 +125,11 @@ async fn lost(addresses: &Addresses, told: &Told) -> Vec<String> {
         let mut client = addresses.client(node);
         for (id, (version, text)) in &acknowledged {
             let request = GetRequest { r#type: TYPE.into(), id: id.clone() };
-            let found = client.get(request).await.map(|response| response.into_inner().record);
-            let found = found.ok().flatten().and_then(|record| record.to_record().ok());
+            let found = match client.get(request).await {
+                Ok(response) => response.into_inner().record.map(|record| record.to_record().unwrap()),
+                Err(status) if status.code() == Code::NotFound => None,
+                Err(status) => panic!("node {node} does not answer: {status}"),
+            };
             // A write whose answer was lost may have come after the last that was acknowledged.
             let kept = found.as_ref().is_some_and(|found| {
                 let same = found.data.as_ref().is_some_and(|data| data.value == text.as_bytes());
