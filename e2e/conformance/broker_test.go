@@ -269,6 +269,20 @@ func (b *broker) restart(t *testing.T) {
 	}
 }
 
+// restartAll restarts it and, where it is a node of a cluster, the others before.
+func (b *broker) restartAll(t *testing.T) {
+	t.Helper()
+	if b.others != nil {
+		for _, other := range b.others.nodes {
+			other.stop(t)
+			if err := other.launch(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b.restart(t)
+}
+
 func (b *broker) kill() {
 	if b.conn != nil {
 		_ = b.conn.Close()

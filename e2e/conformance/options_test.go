@@ -135,7 +135,7 @@ func TestCapacityZeroKeepsNothing(t *testing.T) {
 	}
 }
 
-// A broker sweeps each minute, and when it starts: the restart is there so that nobody waits for a minute. The peer's
+// A broker sweeps each minute, and when it starts to lead: the restart is there so that nobody waits for a minute. The peer's
 // store leaves sweeping to its server.
 func TestTTLDeletesWhatWasNotChangedForSoLong(t *testing.T) {
 	ours(t)
@@ -151,7 +151,7 @@ func TestTTLDeletesWhatWasNotChangedForSoLong(t *testing.T) {
 	put(t, c, record("long", "a", ""), record("no ttl", "a", ""))
 	stored := put(t, c, record("brief", "a", "data"), record("brief", "b", "data")).GetRecords()
 	before := serverInfo(t, c)
-	b.restart(t)
+	b.restartAll(t)
 
 	stream := must[databrokerpb.DataBrokerService_SyncClient](t)(c.Sync(testContext(t), &databrokerpb.SyncRequest{
 		ServerVersion: before.GetServerVersion(), RecordVersion: before.GetLatestRecordVersion(), Type: "brief",
