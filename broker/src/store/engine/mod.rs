@@ -12,6 +12,7 @@ pub mod fjall;
 pub mod memory;
 pub mod shelf;
 
+mod compactor;
 mod journal;
 
 #[cfg(all(test, unix))]
