@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use databroker_proto::internal::{Command, Entry, ForwardRequest, Identity, peer_reply, peer_request};
+use databroker_proto::internal::{Command, ForwardRequest, Identity, peer_reply, peer_request};
 use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
@@ -26,7 +26,7 @@ use crate::{
         NodeId, Refusal, Replica, Submitted,
         runtime::{Clock, Failure, Runtime},
     },
-    store::command::{Answer, COMMAND_VERSION, Kind},
+    store::command::{self, Answer, Kind},
 };
 
 /// Commands that share an entry at most: beyond this the sync is cheap per command, and all wait for the last.
@@ -79,6 +79,11 @@ impl Proposal {
         let (reply, answer) = oneshot::channel();
         let caller = Caller { reply, origin, deadline, _room: room };
         (Self { bytes: kind.encoded_len(), kind, caller }, answer)
+    }
+
+    /// What is asked.
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     fn is_large(&self) -> bool {
@@ -145,7 +150,7 @@ impl Batch {
     /// The entry as it stands in the log.
     fn encode(&mut self, now_nanos: u64) -> Bytes {
         let commands = std::mem::take(&mut self.commands);
-        let entry = Entry { command_version: COMMAND_VERSION, now_nanos, commands };
+        let entry = command::entry(now_nanos, commands);
         let bytes = entry.encode_to_vec().into();
         self.commands = entry.commands;
         bytes

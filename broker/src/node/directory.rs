@@ -73,6 +73,13 @@ impl Directory {
         recent.map(|(name, heard)| (name.clone(), heard.said.node)).collect()
     }
 
+    /// The newest command version that each node which spoke lately says it knows.
+    pub(super) fn versions(&self) -> BTreeMap<NodeId, u32> {
+        let heard = self.0.lock();
+        let recent = heard.values().filter(|heard| heard.is_recent());
+        recent.map(|heard| (heard.said.node, heard.said.command_version)).collect()
+    }
+
     /// The clusters that those who spoke lately belong to.
     pub(super) fn clusters(&self) -> BTreeSet<String> {
         let heard = self.0.lock();

@@ -16,10 +16,7 @@ use futures::future::{BoxFuture, join_all};
 use ring::digest;
 
 use super::{Node, Shared, answer::Refused};
-use crate::{
-    raft::{NodeId, runtime::Runtime, transport::Peer},
-    store::command::COMMAND_VERSION,
-};
+use crate::raft::{NodeId, runtime::Runtime, transport::Peer};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -151,7 +148,7 @@ impl<R: Runtime> Node<R> {
             raft_address: member.raft_address.clone(),
             grpc_address: member.grpc_address.clone(),
             cluster_id: snapshot.cluster_id().unwrap_or_default().into(),
-            command_version: COMMAND_VERSION,
+            command_version: shared.knows,
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
             leader: role.leader.unwrap_or(0),

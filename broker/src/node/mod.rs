@@ -29,7 +29,7 @@ use crate::{
     },
     store::{
         Progress, Reader, Snapshot,
-        command::{Answer, Kind},
+        command::{self, Answer, Kind},
         engine::{self, Engine},
     },
 };
@@ -86,6 +86,17 @@ pub enum Error {
     /// Too many requests wait already.
     #[error("too many requests are waiting on this node")]
     Overloaded,
+    /// Not all members understand the command yet.
+    #[error(
+        "the request needs command version {needed}, but the cluster has raised its own to {raised} only: not all of its \
+         nodes are of a release that knows it; upgrade the others"
+    )]
+    TooEarly {
+        /// The command version it needs.
+        needed: u32,
+        /// What all members are known to understand.
+        raised: u32,
+    },
     /// The store or the log failed; the process is about to end.
     #[error("the node has failed: {reason}")]
     Failed {
@@ -115,6 +126,8 @@ struct Shared<R: Runtime> {
     reader: Reader,
     /// Of the log, for its sizes.
     log_engine: Arc<dyn Engine>,
+    /// The newest command version of this build.
+    knows: u32,
     hold: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
@@ -219,8 +232,19 @@ impl<R: Runtime> Node<R> {
         &self,
         (proposal, answer): (Proposal, oneshot::Receiver<Result<Answer, Error>>),
     ) -> Result<Answer, Error> {
+        self.allow(proposal.kind())?;
         self.shared.proposals.send(proposal).await.map_err(|_| stopped(&self.shared.failure))?;
         answer.await.unwrap_or_else(|_| Err(stopped(&self.shared.failure)))
+    }
+
+    /// The one gate before the log: nothing enters it that a member does not understand.
+    fn allow(&self, kind: &Kind) -> Result<(), Error> {
+        let needed = command::needs(kind);
+        if needed <= command::FIRST_VERSION {
+            return Ok(());
+        }
+        let raised = self.shared.reader.snapshot().cluster().command_version;
+        if command::is_allowed(kind, raised) { Ok(()) } else { Err(Error::TooEarly { needed, raised }) }
     }
 
     async fn room(&self, bytes: usize) -> Result<Room, Error> {
@@ -371,5 +395,7 @@ impl<R: Runtime> Node<R> {
     }
 }
 
+#[cfg(test)]
+mod release_tests;
 #[cfg(test)]
 mod tests;

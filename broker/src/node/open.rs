@@ -232,7 +232,7 @@ impl<R: Runtime> Node<R> {
         let Peers { seeds, configured, free_space } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
-        let reader = replica.store.reader().clone();
+        let (reader, knows) = (replica.store.reader().clone(), replica.store.knows());
         let replica = Replica::<R>::start(replica).await?;
         let requests = Requests::new(replica.starts());
         let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
@@ -244,6 +244,7 @@ impl<R: Runtime> Node<R> {
             reader,
             // The store's is not held: it goes when a peer's store takes its place.
             log_engine: engines.log,
+            knows,
             hold,
             clock: clock.clone(),
             failure: failure.clone(),

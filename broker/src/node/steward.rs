@@ -3,7 +3,7 @@
 //!
 //! Looks and does; what is to be done is decided in `shape`.
 
-use std::{collections::BTreeSet, sync::Weak, time::Duration};
+use std::{sync::Weak, time::Duration};
 
 use databroker_proto::internal::{ConfirmRetired, RaiseCommandVersion, RetireRequest, peer_reply, peer_request};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     raft::{Member, runtime::Runtime, transport::Peer},
-    store::command::{COMMAND_VERSION, Kind},
+    store::command::Kind,
 };
 
 /// How often it looks: a new node waits for this before it is replicated to.
@@ -66,12 +66,16 @@ impl<R: Runtime> Node<R> {
         let me = replica.node_id();
         let mut heard = self.shared.directory.recent(snapshot.cluster_id().unwrap_or_default());
         heard.insert(self.shared.member.name.clone(), me);
+        let mut knows = self.shared.directory.versions();
+        knows.insert(me, self.shared.knows);
         Observed {
             me,
             shape: snapshot.cluster().shape.clone(),
             voters: members.voters,
             members: members.members,
             heard,
+            knows,
+            raised: snapshot.cluster().command_version,
             retired: snapshot.cluster().retired.iter().map(|retired| retired.node).collect(),
             last_index: replica.picture().last_log_index.unwrap_or(0),
             matched: replica.matched().into_iter().filter_map(|(node, index)| Some((node, index?))).collect(),
@@ -132,25 +136,13 @@ impl<R: Runtime> Node<R> {
         }
     }
 
-    /// A voter that was not heard of may be of any release.
+    /// Lets new commands be used once all members understand them.
     async fn raise_command_version(&self) {
-        let raised = self.shared.reader.snapshot().cluster().command_version;
-        if raised >= COMMAND_VERSION {
-            return;
-        }
-        let all = self.shared.directory.all();
-        let me = self.shared.replica.node_id();
-        let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
-        let version = |node: &u64| match *node == me {
-            true => Some(COMMAND_VERSION),
-            false => all.values().find(|heard| heard.said.node == *node).map(|heard| heard.said.command_version),
-        };
-        let lowest = voters.iter().map(version).min().flatten().unwrap_or(0);
-        if lowest > raised {
-            let raise = RaiseCommandVersion { version: lowest };
-            if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
-                tracing::debug!(%error, "the command version could not be raised yet");
-            }
+        let seen = self.observe();
+        let Some(version) = seen.understood_by_all().filter(|version| *version > seen.raised) else { return };
+        let raise = RaiseCommandVersion { version };
+        if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
+            tracing::debug!(%error, "the command version could not be raised yet");
         }
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Shared {
     ledger: Mutex<Ledger>,
     /// By bytes, the store is due to be synced.
     pub(super) sync_due: Notify,
+    /// The newest command version this build can apply.
+    pub(super) knows: u32,
     /// What the store publishes.
     pub(super) reader: Reader,
     /// Where stores of other nodes arrive.
@@ -76,6 +78,7 @@ impl Machine {
         let applied = applied.map(convert::log_id);
         let shared = Shared {
             progress: watch::Sender::new(store.reader().progress()),
+            knows: store.knows(),
             reader: store.reader().clone(),
             engine: Mutex::new(store.engine().clone()),
             store: Mutex::new(store),

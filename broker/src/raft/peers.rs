@@ -102,6 +102,13 @@ impl<R: Runtime> Replica<R> {
                 return Err(error);
             }
         };
+        if let Err(too_new) = arrived.check(self.machine.knows) {
+            drop(arrived);
+            receiver.tidy();
+            let error = InstallError::TooNew(too_new);
+            self.machine.failure().report(&error);
+            return Err(error);
+        }
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));
         }

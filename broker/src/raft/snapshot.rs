@@ -22,6 +22,7 @@ use super::{
 };
 use crate::store::{
     Snapshot,
+    command::TooNew,
     engine::{self, shelf::Shelf},
     transfer::{self, Arrived, Claim, Incoming, Outgoing},
 };
@@ -122,6 +123,9 @@ pub enum InstallError {
     /// What arrived is not what was sent.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
+    /// The sender's cluster uses commands that this build does not know. This node ends for it.
+    #[error("the store that arrived is of a cluster of a newer release: {0}")]
+    TooNew(#[source] TooNew),
     /// The new store cannot be made.
     #[error("cannot make room for the store: {0}")]
     Room(#[source] engine::Error),

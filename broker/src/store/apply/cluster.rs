@@ -10,7 +10,7 @@ use databroker_proto::internal::{
 use super::{
     super::{
         Error,
-        command::{Answer, COMMAND_VERSION, Reason, outcome},
+        command::{Answer, FIRST_VERSION, Reason, outcome},
         keyspace::NAME_BYTES_MAX,
     },
     Batch,
@@ -46,7 +46,8 @@ impl Batch<'_> {
         self.state.server_version = init.server_version;
         let cluster = self.cluster_mut();
         cluster.id = init.cluster_id;
-        cluster.command_version = COMMAND_VERSION;
+        // Not what this build knows: nodes of all releases must make the same of the same command.
+        cluster.command_version = FIRST_VERSION;
         self.install_defaults()?;
         Ok(done)
     }
