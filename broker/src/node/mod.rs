@@ -44,6 +44,7 @@ mod handover;
 mod hello;
 mod open;
 mod outbound;
+pub mod recover;
 mod retire;
 pub mod route;
 pub mod shape;
@@ -396,6 +397,6 @@ impl<R: Runtime> Node<R> {
 }
 
 #[cfg(test)]
-mod release_tests;
+mod cluster_tests;
 #[cfg(test)]
 mod tests;

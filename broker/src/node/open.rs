@@ -59,7 +59,7 @@ const SINGLE_ENTRIES_MAX: usize = 16;
 const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The engine of the log. What is written is rarely read again and soon purged: next to no cache, and one thread.
-const LOG_ENGINE: FjallOptions =
+pub(super) const LOG_ENGINE: FjallOptions =
     FjallOptions { cache_bytes: 4 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 64 << 20, worker_threads: 1 };
 
 /// Where a node keeps its data.
@@ -182,7 +182,7 @@ pub struct Founding {
 }
 
 impl Founding {
-    fn random() -> Self {
+    pub(super) fn random() -> Self {
         Self { cluster_id: uuid::Uuid::new_v4().to_string(), server_version: rand::random() }
     }
 }

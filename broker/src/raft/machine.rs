@@ -204,19 +204,14 @@ impl<R: Runtime> Default for Batch<R> {
 
 impl<R: Runtime> Batch<R> {
     fn push(&mut self, entry: Entry, waiting: Waiting<R>) {
-        let step = match entry.payload {
-            Payload::Blank => Step::Blank,
-            Payload::Normal(proposal) => {
-                self.bytes += proposal.0.len();
-                Step::Commands(proposal.0)
-            }
+        match &entry.payload {
+            Payload::Blank => {}
+            Payload::Normal(proposal) => self.bytes += proposal.0.len(),
             Payload::Membership(membership) => {
-                let bytes = convert::encode_membership(&membership);
-                self.membership = Some(StoredMembership::new(Some(entry.log_id), membership));
-                Step::Membership(bytes)
+                self.membership = Some(StoredMembership::new(Some(entry.log_id), membership.clone()));
             }
-        };
-        self.steps.push((convert::position(&entry.log_id), step));
+        }
+        self.steps.push((convert::position(&entry.log_id), convert::step(entry.payload)));
         self.waiting.push(waiting);
     }
 

@@ -28,6 +28,7 @@ mod machine;
 mod membership;
 mod network;
 mod peers;
+pub mod recover;
 mod replica;
 mod retention;
 mod rpc;

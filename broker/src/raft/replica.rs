@@ -214,7 +214,10 @@ impl<R: Runtime> Replica<R> {
         let origin = Origin { node: log.node_id(), reader: store.reader().clone() };
         let machine = Machine::open(store, applying, receiver, failure.clone(), observer, retention);
         let machine = machine.map_err(Error::Store)?;
-        fit_together(&log, &machine)?;
+        let (purged, last) = log.ends();
+        if let Some(upto) = fit_together(purged, last, machine.applied(), log.installing())? {
+            log.purge(upto).map_err(|error| Error::Start { reason: error.to_string() })?;
+        }
         let (node_id, shared) = (log.node_id(), machine.shared());
         let (addresses, sender) = (Addresses::default(), Sender { lane: transfers, failure: failure.clone() });
         let network = Network { origin, addresses: addresses.clone(), transport, sender };
@@ -392,9 +395,13 @@ impl<R: Runtime> Replica<R> {
 ///
 /// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it. The
 /// log knows of it, for that was noted before; it is purged now. By index, since entries that such a store overtakes may
-/// be of a later term than its end.
-fn fit_together(log: &Log, machine: &Machine) -> Result<(), Error> {
-    let ((purged, last), applied) = (log.ends(), machine.applied());
+/// be of a later term than its end. Returned is up to where.
+pub(super) fn fit_together(
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    applied: Option<LogId>,
+    installing: Option<LogId>,
+) -> Result<Option<LogId>, Error> {
     let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("index {}", id.index));
     let index = |id: Option<LogId>| id.map(|id| id.index);
     if index(applied) < index(purged) {
@@ -402,15 +409,13 @@ fn fit_together(log: &Log, machine: &Machine) -> Result<(), Error> {
         return Err(Error::Gap { what });
     }
     match applied {
-        Some(applied) if Some(applied.index) <= index(last) => Ok(()),
-        Some(applied) if Some(applied) == log.installing() => {
-            log.purge(applied).map_err(|error| Error::Start { reason: error.to_string() })
-        }
+        Some(applied) if Some(applied.index) <= index(last) => Ok(None),
+        Some(applied) if Some(applied) == installing => Ok(Some(applied)),
         Some(_) => {
             let what = format!("the store holds {}, but the log ends at {}", at(applied), at(last));
             Err(Error::Gap { what })
         }
-        None => Ok(()),
+        None => Ok(None),
     }
 }
 

@@ -44,7 +44,8 @@ pub fn needs(kind: &Kind) -> u32 {
         | Kind::Sweep(_)
         | Kind::SetShape(_)
         | Kind::Init(_)
-        | Kind::ConfirmRetired(_) => FIRST_VERSION,
+        | Kind::ConfirmRetired(_)
+        | Kind::Recover(_) => FIRST_VERSION,
     }
 }
 

@@ -199,7 +199,7 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
     }
 }
 
-fn record(id: &str, text: &str) -> Record {
+pub fn record(id: &str, text: &str) -> Record {
     let data =
         prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
     Record { r#type: TYPE.into(), id: id.into(), data: Some(data), ..Record::default() }

@@ -162,10 +162,17 @@ impl Cluster {
         }
     }
 
-    fn tool(&self, node: usize, arguments: &[&str]) -> Command {
+    /// A tool as it would be run beside a node.
+    pub fn tool(&self, node: usize, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).arg("--config").arg(&self.nodes[node].config).env_clear();
         command
+    }
+
+    /// A node as `cluster members` names it.
+    pub fn member(&self, node: usize) -> String {
+        let (Node { name, grpc, .. }, proxy) = (&self.nodes[node], &self.proxies[node]);
+        format!("{name}=127.0.0.1:{},http://127.0.0.1:{grpc}", proxy.port)
     }
 
     /// Waits until some node that runs says so.

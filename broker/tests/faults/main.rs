@@ -13,6 +13,7 @@
 mod clients;
 mod cluster;
 mod proxy;
+mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
 
