@@ -20,11 +20,12 @@ use self::{
     coalesce::{Origin, Proposal, Room},
     directory::Directory,
     outbound::Outbound,
+    replication::WriteGap,
     tracker::Requests,
 };
 use crate::{
     raft::{
-        Member, Replica,
+        Member, Observer, Replica,
         runtime::{Clock, Failure, Runtime, Tokio},
     },
     store::{
@@ -36,6 +37,7 @@ use crate::{
 
 mod admin;
 mod answer;
+mod clocks;
 mod coalesce;
 mod directory;
 mod fence;
@@ -45,6 +47,7 @@ mod hello;
 mod open;
 mod outbound;
 pub mod recover;
+mod replication;
 mod retire;
 pub mod route;
 pub mod shape;
@@ -58,6 +61,7 @@ pub use self::{
     handover::Error as HandoverError,
     hello::{NoSeeds, Seeds},
     open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
+    replication::{Part, Replication},
     sweep::ChangeLog,
 };
 
@@ -132,6 +136,9 @@ struct Shared<R: Runtime> {
     hold: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
+    observer: Arc<dyn Observer>,
+    /// What changes of leader cost.
+    write_gap: Arc<WriteGap>,
     requests: Requests,
     proposals: mpsc::Sender<Proposal>,
     fences: mpsc::Sender<fence::Waiter>,
@@ -280,7 +287,9 @@ impl<R: Runtime> Node<R> {
         if self.needs_no_fence(&snapshot) {
             return Ok(snapshot);
         }
+        let began = Instant::now();
         timeout(limit, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        self.shared.observer.fenced(began.elapsed());
         Ok(self.shared.reader.snapshot())
     }
 

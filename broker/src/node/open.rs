@@ -23,6 +23,7 @@ use super::{
     fence,
     hello::{self, NoSeeds, Seeds},
     outbound::Outbound,
+    replication::WriteGap,
     steward,
     sweep::{self, ChangeLog},
     tracker::Requests,
@@ -31,7 +32,7 @@ use crate::{
     raft::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
-        runtime::{Executor, Failure, Runtime, SystemClock, Threads},
+        runtime::{Clock, Executor, Failure, Runtime, SystemClock, Threads},
         transport::{NoPeers, Transport},
     },
     store::{
@@ -105,6 +106,8 @@ pub struct Options {
     pub store: store::Options,
     /// The engine of the store, on disk.
     pub store_engine: FjallOptions,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
     /// Hears of writes.
     pub observer: Arc<dyn Observer>,
     /// The way to other nodes.
@@ -130,6 +133,7 @@ impl Options {
             change_log_bytes_max: None,
             store: store::Options::default(),
             store_engine: FjallOptions::default(),
+            clock: Arc::new(SystemClock),
             observer: Arc::new(raft::Unobserved),
             transport: Arc::new(NoPeers),
             seeds: Arc::new(NoSeeds),
@@ -232,6 +236,7 @@ impl<R: Runtime> Node<R> {
         let Peers { seeds, configured, free_space } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
+        let (observer, write_gap) = (replica.observer.clone(), Arc::new(WriteGap::default()));
         let (reader, knows) = (replica.store.reader().clone(), replica.store.knows());
         let replica = Replica::<R>::start(replica).await?;
         let requests = Requests::new(replica.starts());
@@ -248,6 +253,8 @@ impl<R: Runtime> Node<R> {
             hold,
             clock: clock.clone(),
             failure: failure.clone(),
+            observer,
+            write_gap: write_gap.clone(),
             requests: requests.clone(),
             proposals,
             fences,
@@ -270,6 +277,7 @@ impl<R: Runtime> Node<R> {
             replica: replica.clone(),
             outbound: outbound.clone(),
             open: open.subscribe(),
+            write_gap,
             requests,
             clock,
             failure: failure.clone(),
@@ -397,7 +405,7 @@ fn gather(
         store: Store::open(engines.store.clone(), &options.store).map_err(OpenError::Store)?,
         shelf,
         executor,
-        clock: Arc::new(SystemClock),
+        clock: options.clock,
         observer: options.observer,
         failure,
         timers: options.timers,

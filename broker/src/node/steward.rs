@@ -3,12 +3,16 @@
 //!
 //! Looks and does; what is to be done is decided in `shape`.
 
-use std::{sync::Weak, time::Duration};
+use std::{collections::BTreeSet, sync::Weak, time::Duration};
 
 use databroker_proto::internal::{ConfirmRetired, RaiseCommandVersion, RetireRequest, peer_reply, peer_request};
 
+use tokio::time::Instant;
+
 use super::{
     Node, Shared,
+    clocks::{self, Since},
+    directory::Heard,
     shape::{self, Observed, Step},
 };
 use crate::{
@@ -27,9 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looks after the cluster for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>) {
+    let mut ahead = Since::default();
     while let Some(shared) = node.upgrade() {
         let node = Node { shared };
         node.look_after().await;
+        node.mind_clock(&mut ahead).await;
         let pause = if node.role().alone { EVERY_ALONE } else { EVERY };
         // Nobody else holds the node while it waits.
         drop(node);
@@ -133,6 +139,28 @@ impl<R: Runtime> Node<R> {
     async fn confirm(&self, node: u64) {
         if let Err(error) = self.propose_own(Kind::ConfirmRetired(ConfirmRetired { node })).await {
             tracing::debug!(%error, "that a node is retired could not be noted yet");
+        }
+    }
+
+    /// A leader whose clock is ahead of the others' gives its office to one of them: its clock is the store's time.
+    async fn mind_clock(&self, ahead: &mut Since) {
+        let seen = self.observe();
+        let now_nanos = self.clock().now_nanos();
+        let heard = self.shared.directory.all().into_values().filter(Heard::is_recent);
+        let others = heard.map(|heard| (heard.said.node, heard.clock_ahead_millis(now_nanos)));
+        let voters: BTreeSet<u64> = seen.voters.iter().flatten().copied().collect();
+        let others = others.filter(|(node, _)| *node != seen.me && voters.contains(node)).collect();
+        let behind = clocks::ahead_of(voters.len(), &others).filter(|_| self.role().leads);
+        if !ahead.is_due(behind.is_some(), Instant::now()) {
+            return;
+        }
+        let Some(successor) = seen.successor(|node| behind.as_ref().is_some_and(|behind| behind.contains(&node)))
+        else {
+            return;
+        };
+        match self.hand_over_to(successor).await {
+            Ok(leader) => tracing::warn!(leader, "this node's clock is ahead of the others': another leads now"),
+            Err(error) => tracing::warn!(%error, "this node's clock is ahead of the others', but nobody took over"),
         }
     }
 

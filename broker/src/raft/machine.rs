@@ -45,7 +45,7 @@ pub(super) struct Shared {
     lane: Arc<dyn Lane>,
     progress: watch::Sender<Progress>,
     failure: Failure,
-    observer: Arc<dyn Observer>,
+    pub(super) observer: Arc<dyn Observer>,
     bounds: Retention,
     ledger: Mutex<Ledger>,
     /// By bytes, the store is due to be synced.

@@ -145,6 +145,8 @@ pub struct Role {
     pub alone: bool,
     /// Who leads, if known.
     pub leader: Option<NodeId>,
+    /// How often another leader was seen, or the same in a new term, since the start.
+    pub leader_changes: u64,
 }
 
 /// Numbers of the replica at one moment.
@@ -219,7 +221,8 @@ impl<R: Runtime> Replica<R> {
             log.purge(upto).map_err(|error| Error::Start { reason: error.to_string() })?;
         }
         let (node_id, shared) = (log.node_id(), machine.shared());
-        let (addresses, sender) = (Addresses::default(), Sender { lane: transfers, failure: failure.clone() });
+        let (addresses, observer) = (Addresses::default(), shared.observer.clone());
+        let sender = Sender { lane: transfers, failure: failure.clone(), observer };
         let network = Network { origin, addresses: addresses.clone(), transport, sender };
         let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine)
             .await
@@ -346,10 +349,15 @@ impl<R: Runtime> Replica<R> {
     /// Tells the changes of this node's role until openraft ends, and why if that was no shutdown.
     async fn follow_role(self, announce: watch::Sender<Role>, addresses: Addresses, failure: Failure) {
         let mut metrics = self.raft.server_metrics();
+        let (mut led, mut leader_changes) = (None, 0);
         loop {
             let now = metrics.borrow_and_update().clone();
             let membership = &now.membership_config;
             *addresses.write() = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+            let leads = now.current_leader.map(|leader| (now.vote.leader_id.term, leader));
+            if leads.is_some() && led != leads {
+                (led, leader_changes) = (leads, leader_changes + 1);
+            }
             let role = Role {
                 initialized: membership.voter_ids().next().is_some(),
                 leads: now.state.is_leader(),
@@ -357,6 +365,7 @@ impl<R: Runtime> Replica<R> {
                 voters: membership.voter_ids().count(),
                 alone: is_alone(membership, self.node_id),
                 leader: now.current_leader,
+                leader_changes,
             };
             announce.send_if_modified(|before| std::mem::replace(before, role) != role);
             if metrics.changed().await.is_err() {

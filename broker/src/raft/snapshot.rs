@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use futures::{Stream, StreamExt as _};
 
 use super::{
-    SnapshotMeta, TypeConfig, Vote, convert, rpc,
+    Observer, SnapshotMeta, TypeConfig, Vote, convert, rpc,
     runtime::{self, Failure, Lane, Runtime},
+    transfers::{Direction, Transfer},
 };
 use crate::store::{
     Snapshot,
@@ -56,6 +57,7 @@ pub(super) fn claim(meta: &SnapshotMeta) -> Claim {
 pub(super) struct Sender {
     pub(super) lane: Arc<dyn Lane>,
     pub(super) failure: Failure,
+    pub(super) observer: Arc<dyn Observer>,
 }
 
 impl Sender {
@@ -69,7 +71,7 @@ impl Sender {
     ) -> (mpsc::Receiver<SnapshotChunk>, impl Future<Output = ()> + Send + use<R>) {
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
         let header = Kind::Header(rpc::snapshot_header(vote, &snapshot.meta, transfer::format()));
-        let (lane, failure) = (self.lane.clone(), self.failure.clone());
+        let (lane, failure, observer) = (self.lane.clone(), self.failure.clone(), self.observer.clone());
         let producing = async move {
             // openraft sends what `get_current_snapshot` returned.
             let SnapshotData::Taken(snapshot) = snapshot.snapshot else { return };
@@ -78,6 +80,7 @@ impl Sender {
             if chunks.send(first).await.is_err() {
                 return;
             }
+            let transfer = Transfer::begin(observer, Direction::Sent);
             let mut outgoing = Outgoing::new(snapshot);
             loop {
                 let (next, read) = match runtime::call(&*lane, move || read(outgoing)).await {
@@ -86,6 +89,7 @@ impl Sender {
                     // The node is stopping.
                     Err(_) => return,
                 };
+                transfer.moved(&read);
                 // The receiver went away: why is in the answer to the transfer.
                 if chunks.send(chunk(read)).await.is_err() {
                     return;

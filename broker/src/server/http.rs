@@ -101,11 +101,22 @@ async fn ready(State(pages): State<Pages>) -> Response {
                 format!("ready, but the clock is {seconds} s behind the store's time: nothing expires\n")
                     .into_response()
             }
-            _ => "ready\n".into_response(),
+            _ => format!("ready{}\n", clocks(&pages.node)).into_response(),
         },
         Ok(Err(error)) => no(error),
         Err(_) => no("the node cannot answer reads now"),
     }
+}
+
+/// Whose clocks differ, if any do: a node whose clock is wrong serves, but somebody should look after it.
+fn clocks(node: &Node) -> String {
+    let differing = node.clocks_differing();
+    let each = differing.iter().map(|(peer, ahead)| {
+        let (seconds, which) = (ahead.unsigned_abs() / 1000, if *ahead > 0 { "ahead" } else { "behind" });
+        format!("{peer} is {seconds} s {which}")
+    });
+    let each: Vec<_> = each.collect();
+    if each.is_empty() { String::new() } else { format!(", but clocks differ: {}", each.join(", ")) }
 }
 
 fn no(reason: impl std::fmt::Display) -> Response {

@@ -27,7 +27,7 @@ pub struct Node {
     pub grpc: u16,
     config: PathBuf,
     raft: u16,
-    health: u16,
+    pub health: u16,
     child: Option<Child>,
 }
 

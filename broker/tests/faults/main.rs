@@ -12,6 +12,7 @@
 
 mod clients;
 mod cluster;
+mod metrics;
 mod proxy;
 mod recovery;
 #[path = "../support/mod.rs"]

@@ -10,6 +10,7 @@ use super::{
     addresses,
     clients::{Addresses, TYPE, record},
     cluster::Cluster,
+    metrics::metrics,
 };
 
 const RECORDS: usize = 60;
@@ -124,6 +125,13 @@ async fn one_disk_of_three_becomes_a_cluster_again_and_clients_fetch_everything_
     let joining = [cluster.member(0), cluster.member(1)];
     cluster.run_tool(2, &["cluster", "members", "add", &joining[0], &joining[1]]);
     cluster.wait_for("three vote again", |status| voters(status) == 3 && status["clusterId"] == new_id.as_str()).await;
+    // No log holds the entries of two clusters: they got a whole store each, which shows in the metrics.
+    for node in [0, 1] {
+        assert!(metrics(&cluster, node)["databroker_raft_snapshot_received_bytes_total"] > 1000.0, "node {node}");
+    }
+    let sender = metrics(&cluster, 2);
+    assert!(sender["databroker_raft_snapshot_sent_bytes_total"] > 2000.0);
+    assert_eq!(sender["databroker_raft_snapshots_sending"], 0.0);
     for node in 0..3 {
         has_all(&cluster, node).await;
         let request = GetRequest { r#type: TYPE.into(), id: "after".into() };

@@ -2,10 +2,15 @@
 //!
 //! Not here: real processes (`tests/it`), and what a cut network does (`raft::cluster_tests`).
 
+mod clocks;
 mod recovery;
 mod releases;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use databroker_proto::internal::{PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply};
 use futures::{FutureExt as _, future::BoxFuture};
@@ -15,6 +20,7 @@ use super::*;
 use crate::{
     raft::{
         Retention, Timers,
+        runtime::SystemClock,
         transport::{CallError, Peer, Transport},
     },
     store::{self, command::COMMAND_VERSION},
@@ -71,6 +77,17 @@ struct Cluster {
     hub: Arc<Hub>,
     folder: tempfile::TempDir,
     running: BTreeMap<&'static str, Node>,
+    clocks: BTreeMap<&'static str, Arc<Shifted>>,
+}
+
+/// The machine's clock, but for so many milliseconds.
+#[derive(Default)]
+struct Shifted(AtomicU64);
+
+impl Clock for Shifted {
+    fn now_nanos(&self) -> u64 {
+        SystemClock.now_nanos() + self.0.load(Relaxed) * 1_000_000
+    }
 }
 
 fn shaped(name: &str) -> ShapeMember {
@@ -87,7 +104,7 @@ impl Cluster {
     /// Three voters of these builds.
     async fn of(builds: [u32; 3]) -> Self {
         let (hub, folder) = (Arc::default(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { hub, folder, running: BTreeMap::new() };
+        let mut cluster = Self { hub, folder, running: BTreeMap::new(), clocks: BTreeMap::new() };
         for (name, knows) in ["a", "b", "c"].into_iter().zip(builds) {
             cluster.start(name, knows).await.unwrap();
         }
@@ -113,7 +130,8 @@ impl Cluster {
     }
 
     async fn start(&mut self, name: &'static str, knows: u32) -> Result<Node, OpenError> {
-        let node = Node::open(self.options(name, knows)).await?;
+        let clock = self.clocks.entry(name).or_default().clone();
+        let node = Node::open(Options { clock, ..self.options(name, knows) }).await?;
         self.hub.0.lock().insert(format!("{name}:1"), node.clone());
         self.running.insert(name, node.clone());
         Ok(node)
