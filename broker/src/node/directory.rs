@@ -80,6 +80,13 @@ impl Directory {
         recent.map(|heard| (heard.said.node, heard.said.command_version)).collect()
     }
 
+    /// How far the clocks of those who spoke lately are ahead of this node's, in milliseconds, by name, with the node.
+    pub(super) fn clocks_ahead_millis(&self, now_nanos: u64) -> BTreeMap<String, (NodeId, i64)> {
+        let heard = self.0.lock();
+        let recent = heard.iter().filter(|(_, heard)| heard.is_recent());
+        recent.map(|(name, heard)| (name.clone(), (heard.said.node, heard.clock_ahead_millis(now_nanos)))).collect()
+    }
+
     /// The clusters that those who spoke lately belong to.
     pub(super) fn clusters(&self) -> BTreeSet<String> {
         let heard = self.0.lock();

@@ -120,9 +120,8 @@ impl<R: Runtime> Node<R> {
 
     /// How far the clocks of others that were heard lately are ahead of this node's, by name.
     fn clocks_ahead_millis(&self) -> BTreeMap<String, i64> {
-        let now_nanos = self.clock().now_nanos();
-        let heard = self.shared.directory.all().into_iter().filter(|(_, heard)| heard.is_recent());
-        heard.map(|(name, heard)| (name, heard.clock_ahead_millis(now_nanos))).collect()
+        let clocks = self.shared.directory.clocks_ahead_millis(self.clock().now_nanos());
+        clocks.into_iter().map(|(name, (_, ahead))| (name, ahead)).collect()
     }
 
     /// Whose clocks differ from this node's by more than [`super::CLOCK_SKEW_MAX`], and how far they are ahead, in

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::{
     Node, Shared,
     clocks::{self, Since},
-    directory::Heard,
     shape::{self, Observed, Step},
 };
 use crate::{
@@ -144,18 +143,11 @@ impl<R: Runtime> Node<R> {
 
     /// A leader whose clock is ahead of the others' gives its office to one of them: its clock is the store's time.
     async fn mind_clock(&self, ahead: &mut Since) {
-        let seen = self.observe();
-        let now_nanos = self.clock().now_nanos();
-        let heard = self.shared.directory.all().into_values().filter(Heard::is_recent);
-        let others = heard.map(|heard| (heard.said.node, heard.clock_ahead_millis(now_nanos)));
-        let voters: BTreeSet<u64> = seen.voters.iter().flatten().copied().collect();
-        let others = others.filter(|(node, _)| *node != seen.me && voters.contains(node)).collect();
-        let behind = clocks::ahead_of(voters.len(), &others).filter(|_| self.role().leads);
+        let behind = self.voters_behind();
         if !ahead.is_due(behind.is_some(), Instant::now()) {
             return;
         }
-        let Some(successor) = seen.successor(|node| behind.as_ref().is_some_and(|behind| behind.contains(&node)))
-        else {
+        let Some(successor) = behind.and_then(|behind| self.observe().successor(|node| behind.contains(&node))) else {
             return;
         };
         match self.hand_over_to(successor).await {
@@ -164,8 +156,23 @@ impl<R: Runtime> Node<R> {
         }
     }
 
+    /// If this node leads, with a clock too far ahead of a majority's: whom it is ahead of.
+    fn voters_behind(&self) -> Option<BTreeSet<u64>> {
+        let role = self.role();
+        if !role.leads || role.alone {
+            return None;
+        }
+        let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
+        let others = self.shared.directory.clocks_ahead_millis(self.clock().now_nanos());
+        let others = others.into_values().filter(|(node, _)| voters.contains(node)).collect();
+        clocks::ahead_of(voters.len(), &others)
+    }
+
     /// Lets new commands be used once all members understand them.
     async fn raise_command_version(&self) {
+        if self.shared.reader.snapshot().cluster().command_version >= self.shared.knows {
+            return;
+        }
         let seen = self.observe();
         let Some(version) = seen.understood_by_all().filter(|version| *version > seen.raised) else { return };
         let raise = RaiseCommandVersion { version };
