@@ -22,9 +22,10 @@ use crate::run::recovery::{Error, Held, stopped};
 const LONG: &str = "\
 Make the data of one stopped node a cluster of its own, when the others are lost for good.
 
-For the day on which more than half of the nodes have lost their disks: as long as a majority can be started, start it \
-instead. Choose the node that has most (the highest last index of the latest term), as the user the broker runs as, and \
-remove the data folders of the others first: on their old disks they must never be started again.
+For the day on which more than half of the nodes have lost their disks. As long as a majority can be started, start it \
+instead. If several are left, take the one whose last log entry is of the latest term, and of those the one with the \
+highest index: this shows both before it asks. Run it as the user the broker runs as. Remove the data folders of the \
+others first: on their old disks they must never be started again.
 
 All that this node's log holds is kept, records, versions, leases and options included; what only the others have \
 acknowledged is lost. The cluster gets a new id, its only member is this node, and clients fetch everything anew once. \
@@ -71,8 +72,8 @@ impl Recover {
         let founding = node.recover().map_err(failed)?;
         if output.for_people() {
             return output.line(&format!(
-                "{} is the only member of cluster {} now: start the broker, then add new nodes with `databroker cluster \
-                 members add`",
+                "{} is the only member of cluster {} now: start the broker, then add new nodes with `databroker \
+                 cluster members add`",
                 printable(&held.name),
                 founding.cluster_id
             ));
@@ -106,13 +107,13 @@ fn description(held: &Held, now: SystemTime) -> String {
          node             {name} ({:016x})\n  \
          other members    {others}\n  \
          term             {}\n  \
-         last log index   {} ({unapplied} entries are not applied yet: they will be)\n  \
+         last log index   {} of term {} ({unapplied} entries are not applied yet: they will be)\n  \
          records          {}, the newest has version {}\n  \
          last change      {changed}\n\n\
          It becomes the only member of a new cluster, with all of that. What the other members have acknowledged after \
          it is lost. They must never be started again on their disks: remove their data folders. Clients fetch \
          everything anew once.\n",
-        held.cluster_id, held.node_id, held.term, held.last_index, held.records, held.record_version,
+        held.cluster_id, held.node_id, held.term, held.last_index, held.last_term, held.records, held.record_version,
     ))
 }
 
@@ -161,6 +162,7 @@ mod tests {
             name: "n3".into(),
             others: vec!["n1".into(), "n2".into()],
             term: 7,
+            last_term: 6,
             last_index: 1204,
             applied_index: 1200,
             records: 8800,
@@ -172,7 +174,9 @@ mod tests {
     #[test]
     fn it_says_what_is_there_and_what_is_lost() {
         let text = description(&held(), SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(280));
-        for part in ["old", "n3 (000000000000beef)", "n1, n2", "1204 (4 entries", "8800, the newest has version 9120"] {
+        for part in
+            ["old", "n3 (000000000000beef)", "n1, n2", "1204 of term 6 (4 entries", "8800, the newest has version 9120"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(text.contains("1970-01-01T00:01:40Z, 3m ago") && text.contains("is lost"), "{text}");

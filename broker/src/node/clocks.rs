@@ -1,8 +1,8 @@
 //! What differing clocks mean. Pure: comparing and handing over are others'.
 //!
-//! The leader's clock is the store's time, which never runs back: a leader that is ahead makes leases and records of all
-//! nodes expire early, and after it nothing expires until the others have caught up. Not here: a clock that is behind the
-//! store's time already (`Node::clock_behind`).
+//! The leader's clock is the store's time, which never runs back: a leader that is ahead makes leases and records of
+//! all nodes expire early, and after it nothing expires until the others have caught up. Not here: a clock that is
+//! behind the store's time already (`Node::clock_behind`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,8 +28,8 @@ pub(super) fn differing(ahead_millis: &BTreeMap<String, i64>) -> BTreeMap<String
     ahead_millis.iter().filter(too_far).map(|(name, ahead)| (name.clone(), *ahead)).collect()
 }
 
-/// If this node is ahead of a majority of all voters by too much: those it is ahead of. `others` has, of the other voters
-/// that were heard lately, how far they are ahead of it, in milliseconds.
+/// If this node is ahead of a majority of all voters by too much: those it is ahead of. `others` has, of the other
+/// voters that were heard lately, how far they are ahead of it, in milliseconds.
 pub(super) fn ahead_of(voters: usize, others: &BTreeMap<NodeId, i64>) -> Option<BTreeSet<NodeId>> {
     let behind: BTreeSet<NodeId> =
         others.iter().filter(|(_, ahead)| **ahead < -max_millis()).map(|(node, _)| *node).collect();

@@ -26,8 +26,8 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// How far its clock was ahead of this node's when it spoke, in milliseconds; behind is below zero. Good to the time
-    /// that a message takes.
+    /// How far its clock was ahead of this node's when it spoke, in milliseconds; behind is below zero. Good to the
+    /// time that a message takes.
     pub(super) fn clock_ahead_millis(&self, now_nanos: u64) -> i64 {
         let since = u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let (theirs, ours) = (i128::from(self.said.now_nanos), i128::from(now_nanos.saturating_sub(since)));

@@ -93,8 +93,8 @@ pub enum Error {
     Overloaded,
     /// Not all members understand the command yet.
     #[error(
-        "the request needs command version {needed}, but the cluster has raised its own to {raised} only: not all of its \
-         nodes are of a release that knows it; upgrade the others"
+        "the request needs command version {needed}, but the cluster has raised its own to {raised} only: not all of \
+         its nodes are of a release that knows it; upgrade the others"
     )]
     TooEarly {
         /// The command version it needs.

@@ -56,7 +56,8 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Takes the folder, so that no broker starts on it meanwhile, and reads what is there. Changes nothing.
+    /// Takes the folder, so that no broker starts on it meanwhile, and reads what is there. Changes
+    /// nothing but the format of an older release's store.
     ///
     /// # Errors
     /// See [`Error`].

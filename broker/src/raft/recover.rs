@@ -5,10 +5,10 @@
 //!   (synced)                                       Recover, as one batch (synced) ─▶ the next start purges the log
 //! ```
 //!
-//! The batch decides: before it nothing has happened, after it the old cluster is over. It is the way in which stores of
-//! peers are taken over, so a start finishes it. All that the log holds is applied, committed or not: what this disk has may
-//! have been acknowledged, and what nobody acknowledged does no harm. No log holds both clusters: who joins the new one
-//! gets its store.
+//! The batch decides: before it nothing has happened, after it the old cluster is over. It is the way in which stores
+//! of peers are taken over, so a start finishes it. All that the log holds is applied, committed or not: what this disk
+//! has may have been acknowledged, and what nobody acknowledged does no harm. No log holds both clusters: who joins the
+//! new one gets its store.
 //!
 //! Not here: opening the disk and asking people (`node::recover`, `cli`).
 
@@ -79,7 +79,9 @@ pub struct Held {
     pub others: Vec<String>,
     /// The last term it has voted in.
     pub term: u64,
-    /// The last index of the log. All up to there will be applied.
+    /// The term of the last entry of the log: of several nodes the one with the latest has most.
+    pub last_term: u64,
+    /// The index of that entry. All up to there will be applied.
     pub last_index: u64,
     /// The last index that the store has applied.
     pub applied_index: u64,
@@ -154,6 +156,7 @@ impl Stopped {
             name: self.member.name.clone(),
             others: self.others.clone(),
             term: self.log.vote().map_or(0, |vote| vote.leader_id.term),
+            last_term: self.end().map_or(0, |id| id.leader_id.term),
             last_index: self.end().map_or(0, |id| id.index),
             applied_index: progress.applied.map_or(0, |applied| applied.index),
             records,
@@ -170,8 +173,8 @@ impl Stopped {
     /// Ends the old cluster on this disk, and begins another: on return that is for certain.
     ///
     /// # Errors
-    /// See [`Error`]. Nothing has happened, unless the disk has failed in the middle of it: then it is done, or not, as a
-    /// whole.
+    /// See [`Error`]. Nothing has happened, unless the disk has failed in the middle of it: then it is done, or not, as
+    /// a whole.
     pub fn end_cluster(mut self, cluster_id: String, server_version: u64) -> Result<(), Error> {
         let [membership_at, recover_at] = self.announce()?;
         let me = self.log.node_id();
@@ -190,11 +193,12 @@ impl Stopped {
         self.store.sync().map_err(Error::Write)
     }
 
-    /// Tells the log where the store is about to stand. By itself that means nothing but a vote for itself in a new term.
+    /// Tells the log where the store is about to stand. By itself that means nothing but a vote for itself in a new
+    /// term.
     pub(crate) fn announce(&mut self) -> Result<[LogId; 2], Error> {
         let voted = self.log.vote().map_or(0, |vote| vote.leader_id.term);
-        // Higher than any term this disk has seen, in what a peer's store has overtaken in the log, too: as if the node had
-        // led, with nobody else there.
+        // Higher than any term this disk has seen, in what a peer's store has overtaken in the log, too: as if the node
+        // had led, with nobody else there.
         let seen = [self.end(), self.log.ends().1].into_iter().flatten().map(|id| id.leader_id.term).max();
         let term = seen.unwrap_or(0).max(voted).saturating_add(1);
         let next = self.end().map_or(0, |id| id.index + 1);

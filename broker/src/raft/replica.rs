@@ -402,9 +402,9 @@ impl<R: Runtime> Replica<R> {
 /// The store must stand where the log can go on, and nowhere the log has not been: an entry is synced in the log before
 /// it is applied, and purged only after the store was synced. openraft would skip over either gap.
 ///
-/// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it. The
-/// log knows of it, for that was noted before; it is purged now. By index, since entries that such a store overtakes may
-/// be of a later term than its end. Returned is up to where.
+/// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it.
+/// The log knows of it, for that was noted before; it is purged now. By index, since entries that such a store
+/// overtakes may be of a later term than its end. Returned is up to where.
 pub(super) fn fit_together(
     purged: Option<LogId>,
     last: Option<LogId>,

@@ -1,5 +1,5 @@
-//! What `databroker cluster recover` works with: the disk of a node that does not run. It is the one tool that has nobody
-//! to ask, and so gets what it needs where `serve` gets it.
+//! What `databroker cluster recover` works with: the disk of a node that does not run. It is the one tool that has
+//! nobody to ask, and so gets what it needs where `serve` gets it.
 //!
 //! Not here: what is done to the disk (`node::recover`), and the talk with people (`cli`).
 

@@ -154,8 +154,8 @@ fn refused(rejected: &Rejected) -> Status {
     }
 }
 
-/// All of these are UNAVAILABLE: any other code makes clients take a session they cannot look up for one that ended. Only
-/// what needs a newer release is told so, for nobody who asks for that looks up sessions with it.
+/// All of these are UNAVAILABLE: any other code makes clients take a session they cannot look up for one that ended.
+/// Only what needs a newer release is told so, for nobody who asks for that looks up sessions with it.
 fn unplaced(error: &node::Error) -> Status {
     match error {
         node::Error::NotInitialized => not_initialized(),

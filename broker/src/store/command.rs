@@ -62,8 +62,8 @@ pub fn entry(now_nanos: u64, commands: Vec<Command>) -> Entry {
     Entry { command_version, now_nanos, commands }
 }
 
-/// What the registry of services holds at most, see [`service_bytes`]: every Watch stream that is not read holds one list
-/// of it, and so no more than a Sync stream's chunk. A few hundred replicas with all their services fit.
+/// What the registry of services holds at most, see [`service_bytes`]: every Watch stream that is not read holds one
+/// list of it, and so no more than a Sync stream's chunk. A few hundred replicas with all their services fit.
 pub const REGISTRY_BYTES_MAX: usize = 64 << 10;
 
 /// What a service counts in the registry: its endpoint, and what is around that in a list, rounded up.

@@ -1,6 +1,7 @@
 //! Brokers as processes of their own, that form a cluster on loopback, and what can be done to them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -9,15 +10,28 @@ use std::{
 };
 
 use databroker::jwt::SharedKey;
+use parking_lot::Mutex;
+use rand::RngExt as _;
 
 use crate::{
     proxy::Proxy,
     support::{PATIENCE, binary, end, signal},
 };
 
-/// A port that was free a moment ago. Configurations have to name it before anybody listens there.
+/// Ports that this process has given to its clusters: several tests run at once.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port that was free a moment ago. Configurations have to name it before anybody listens there. Below those that the
+/// system gives to whoever connects: else one of many connections would take it meanwhile.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("loopback has ports").local_addr().expect("it is bound").port()
+    // Far more than are ever taken.
+    for _ in 0..1000 {
+        let port = rand::rng().random_range(12_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().insert(port) {
+            return port;
+        }
+    }
+    panic!("loopback has no free ports");
 }
 
 /// One node: its files, its ports, and its process while it runs.

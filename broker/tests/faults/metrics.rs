@@ -1,4 +1,6 @@
 //! What the nodes say about replication in their metrics: that it is there, and that it moves.
+//!
+//! Not here: stores on their way, which `recovery` sees.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,6 @@
 //! The others are lost for good: one node's disk becomes a cluster of its own, and new nodes join that.
+//!
+//! Not here: where it may be broken off (`node::cluster_tests`).
 
 use databroker_proto::databroker::{
     AcquireLeaseRequest, GetOptionsRequest, GetRequest, Options, PutRequest, SetOptionsRequest, SyncLatestRequest,

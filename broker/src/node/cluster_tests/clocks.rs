@@ -1,4 +1,6 @@
 //! A leader with a wrong clock.
+//!
+//! Not here: what counts as wrong (`node::clocks`).
 
 use super::*;
 

@@ -1,4 +1,6 @@
 //! One node's disk becomes a cluster of its own: nothing that it holds is lost, and the old nodes are strangers.
+//!
+//! Not here: the tool, and clients (`tests/faults`).
 
 use databroker_proto::internal::{Command, Envelope, HelloRequest, Recover, VoteRequest, peer_request};
 use prost::Message as _;

@@ -1,4 +1,6 @@
 //! Nodes of two releases in one cluster: one build knows one command more than the other.
+//!
+//! Not here: which commands need which version (`store::command`).
 
 use databroker_proto::internal::{RaiseCommandVersion, member_status};
 

@@ -69,9 +69,9 @@ impl Stopped {
         Ok(entries)
     }
 
-    /// Votes, and notes that the store is about to stand at `at`, beyond the end of the log: from then on the next start
-    /// takes the store's word for it if it does. A store that has overtaken the log before needs `purged`, for its own note
-    /// is replaced. On the disk on return.
+    /// Votes, and notes that the store is about to stand at `at`, beyond the end of the log: from then on the next
+    /// start takes the store's word for it if it does. A store that has overtaken the log before needs `purged`, for
+    /// its own note is replaced. On the disk on return.
     pub(in super::super) fn announce(&mut self, vote: Vote, at: LogId, purged: Option<LogId>) -> Result<(), Error> {
         let mut position = self.found.position;
         position.sequence += 1;

@@ -77,8 +77,8 @@ impl Batch<'_> {
     }
 
     /// Goes on as the store of another cluster, of one node: with all records and their versions, but under a server
-    /// version of its own, for what the lost nodes have acknowledged may be missing. Whom the old cluster has removed is
-    /// its own affair.
+    /// version of its own, for what the lost nodes have acknowledged may be missing. Whom the old cluster has removed
+    /// is its own affair.
     pub(super) fn recover(&mut self, recover: Recover) -> Answer {
         let Recover { cluster_id, server_version, name } = recover;
         if server_version == 0 || cluster_id.is_empty() {
