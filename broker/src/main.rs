@@ -54,8 +54,6 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(flags) => {
             let config = Config::load(&flags)?;
-            // Whatever is made from here on, the engine's files included, is nobody else's to read.
-            rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             telemetry::start(&config.log)?;
             let runtime = runtime()?;
             let served = runtime.block_on(run::serve(config));

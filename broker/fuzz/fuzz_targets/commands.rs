@@ -140,12 +140,12 @@ fuzz_target!(|input: Input<'_>| {
     for (_, _, ops) in &input.entries {
         for op in ops {
             if let Op::Raw(bytes) = op {
-                let _ = command::decode(Bytes::copy_from_slice(bytes));
+                let _ = command::decode(Bytes::copy_from_slice(bytes), command::COMMAND_VERSION);
             }
         }
     }
     let log = log(&input);
-    if log.iter().any(|entry| command::decode(entry.clone()).is_err()) {
+    if log.iter().any(|entry| command::decode(entry.clone(), command::COMMAND_VERSION).is_err()) {
         return;
     }
     let (rows, answers) = applied(&log, 1);

@@ -1,7 +1,8 @@
 //! `cluster`: look at a cluster and change it, with an administrator's certificate or over the socket of a node on this
 //! machine. This is the one tool that does not use the public interface.
 //!
-//! Not here: how the status is shown (`cluster_status`).
+//! Not here: how the status is shown (`cluster_status`), and what is done to a node that does not run
+//! (`cluster_recover`).
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,6 +12,7 @@ use databroker_proto::internal::{
 use tonic::{Code, Response, Status};
 
 use super::{
+    cluster_recover::Recover,
     cluster_status,
     duration::short,
     failure::{Failure, chain, code_name},
@@ -62,6 +64,7 @@ enum ClusterCommand {
         #[arg(long, value_name = "NAME", default_value = "")]
         to: String,
     },
+    Recover(Recover),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -147,6 +150,7 @@ impl Cluster {
                 let reply = node.call(node.connection.admin().handover(HandoverRequest { to })).await?;
                 output.line(&format!("{} leads", reply.leader))
             }
+            ClusterCommand::Recover(recover) => recover.run(&self.reach.folder()?, &mut output).await,
         }
     }
 }

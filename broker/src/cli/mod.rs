@@ -1,5 +1,5 @@
 //! The tools for people: they speak the public gRPC interface and nothing else, so any databroker can be the server.
-//! Only `cluster` asks for what clients have no business with.
+//! Only `cluster` asks for what clients have no business with, and its `recover` asks nobody.
 //!
 //! Not here: serving, and the server's configuration.
 
@@ -7,6 +7,7 @@ pub mod bench;
 mod certs;
 mod child;
 mod cluster;
+mod cluster_recover;
 mod cluster_status;
 pub mod connect;
 pub mod decode;

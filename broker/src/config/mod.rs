@@ -143,6 +143,18 @@ pub struct Secrets {
     pub previous: Option<Secret>,
 }
 
+impl Secrets {
+    /// All that are accepted, the one that signs first.
+    pub fn all(&self) -> impl Iterator<Item = &Secret> {
+        self.current.iter().chain(&self.previous)
+    }
+
+    /// The files among them, which may change.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.all().filter_map(Secret::file).collect()
+    }
+}
+
 /// Where a key comes from.
 #[derive(Clone, Debug)]
 pub enum Secret {

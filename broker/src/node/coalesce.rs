@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use databroker_proto::internal::{Command, Entry, ForwardRequest, Identity, peer_reply, peer_request};
+use databroker_proto::internal::{Command, ForwardRequest, Identity, peer_reply, peer_request};
 use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     Error, forward,
     outbound::Outbound,
+    replication::WriteGap,
     tracker::{OpenRequest, Requests},
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
         NodeId, Refusal, Replica, Submitted,
         runtime::{Clock, Failure, Runtime},
     },
-    store::command::{Answer, COMMAND_VERSION, Kind},
+    store::command::{self, Answer, Kind},
 };
 
 /// Commands that share an entry at most: beyond this the sync is cheap per command, and all wait for the last.
@@ -79,6 +80,11 @@ impl Proposal {
         let (reply, answer) = oneshot::channel();
         let caller = Caller { reply, origin, deadline, _room: room };
         (Self { bytes: kind.encoded_len(), kind, caller }, answer)
+    }
+
+    /// What is asked.
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     fn is_large(&self) -> bool {
@@ -145,7 +151,7 @@ impl Batch {
     /// The entry as it stands in the log.
     fn encode(&mut self, now_nanos: u64) -> Bytes {
         let commands = std::mem::take(&mut self.commands);
-        let entry = Entry { command_version: COMMAND_VERSION, now_nanos, commands };
+        let entry = command::entry(now_nanos, commands);
         let bytes = entry.encode_to_vec().into();
         self.commands = entry.commands;
         bytes
@@ -192,6 +198,8 @@ pub(super) struct Ground<R: Runtime> {
     pub(super) outbound: Outbound<R>,
     /// Closed while leadership is handed over: what comes meanwhile goes to the next leader.
     pub(super) open: watch::Receiver<bool>,
+    /// How long writes were held.
+    pub(super) write_gap: Arc<WriteGap>,
     pub(super) requests: Requests,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) failure: Failure,
@@ -216,22 +224,25 @@ impl<R: Runtime> Coalescer<R> {
             // The slot comes first: while all are taken, more requests gather.
             let slots = if first.is_large() { &self.single } else { &self.shared };
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let mut batch = self.gather(first);
-            self.wait_until_open(batch.deadline()).await;
+            let (mut batch, began) = (self.gather(first), Instant::now());
+            let held = self.wait_until_open(batch.deadline()).await;
             if !batch.refuse_expired() {
                 continue;
             }
-            let mut flight = Flight { batch, ground: self.ground.clone(), _slot: slot };
+            let mut flight = Flight { batch, ground: self.ground.clone(), began, held, _slot: slot };
             // Here and not in the task, so that entries keep the order of their requests.
             let placed = flight.place().await;
             R::spawn("flight", &self.ground.failure, flight.land(placed));
         }
     }
 
-    async fn wait_until_open(&self, deadline: Instant) {
+    /// True if it had to wait.
+    async fn wait_until_open(&self, deadline: Instant) -> bool {
         let mut open = self.ground.open.clone();
+        let closed = !*open.borrow();
         // Past the deadline the batch is refused by the caller.
         drop(timeout_at(deadline, open.wait_for(|open| *open)).await);
+        closed
     }
 
     async fn next(&mut self) -> Option<Proposal> {
@@ -262,6 +273,9 @@ impl<R: Runtime> Coalescer<R> {
 struct Flight<R: Runtime> {
     batch: Batch,
     ground: Arc<Ground<R>>,
+    began: Instant,
+    /// A change of leader was in its way.
+    held: bool,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -301,6 +315,7 @@ impl<R: Runtime> Flight<R> {
             if !self.batch.refuse_forwarded() {
                 return;
             }
+            self.held = true;
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
             drop(timeout(RETRY, role.changed()).await);
@@ -340,6 +355,10 @@ impl<R: Runtime> Flight<R> {
     }
 
     fn answer(self, answers: Vec<Answer>) {
+        if self.held {
+            let term = self.ground.replica.role().borrow().term;
+            self.ground.write_gap.note(term, self.began.elapsed());
+        }
         let (expected, found) = (self.batch.callers.len(), answers.len());
         if expected != found {
             self.ground.failure.report(format_args!("the store gave {found} answers to {expected} commands"));

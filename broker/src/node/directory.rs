@@ -26,8 +26,8 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// How far its clock was ahead of this node's when it spoke, in milliseconds; behind is below zero. Good to the time
-    /// that a message takes.
+    /// How far its clock was ahead of this node's when it spoke, in milliseconds; behind is below zero. Good to the
+    /// time that a message takes.
     pub(super) fn clock_ahead_millis(&self, now_nanos: u64) -> i64 {
         let since = u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let (theirs, ours) = (i128::from(self.said.now_nanos), i128::from(now_nanos.saturating_sub(since)));
@@ -71,6 +71,20 @@ impl Directory {
         let ours = |said: &Introduction| said.cluster_id.is_empty() || said.cluster_id == cluster_id;
         let recent = heard.iter().filter(|(_, heard)| heard.is_recent() && ours(&heard.said));
         recent.map(|(name, heard)| (name.clone(), heard.said.node)).collect()
+    }
+
+    /// The newest command version that each node which spoke lately says it knows.
+    pub(super) fn versions(&self) -> BTreeMap<NodeId, u32> {
+        let heard = self.0.lock();
+        let recent = heard.values().filter(|heard| heard.is_recent());
+        recent.map(|heard| (heard.said.node, heard.said.command_version)).collect()
+    }
+
+    /// How far the clocks of those who spoke lately are ahead of this node's, in milliseconds, by name, with the node.
+    pub(super) fn clocks_ahead_millis(&self, now_nanos: u64) -> BTreeMap<String, (NodeId, i64)> {
+        let heard = self.0.lock();
+        let recent = heard.iter().filter(|(_, heard)| heard.is_recent());
+        recent.map(|(name, heard)| (name.clone(), (heard.said.node, heard.clock_ahead_millis(now_nanos)))).collect()
     }
 
     /// The clusters that those who spoke lately belong to.

@@ -70,7 +70,7 @@ fn fit(request: ForwardRequest) -> Result<Vec<(Origin, Kind)>, Unfit> {
     request.commands.into_iter().map(fit).collect()
 }
 
-fn is_of_a_client(kind: &Kind) -> bool {
+pub(super) fn is_of_a_client(kind: &Kind) -> bool {
     match kind {
         Kind::Put(_)
         | Kind::Patch(_)
@@ -80,7 +80,9 @@ fn is_of_a_client(kind: &Kind) -> bool {
         | Kind::SetCheckpoint(_)
         | Kind::Clear(_)
         | Kind::SetShape(_) => true,
-        Kind::Sweep(_) | Kind::Init(_) | Kind::ConfirmRetired(_) | Kind::RaiseCommandVersion(_) => false,
+        Kind::Sweep(_) | Kind::Init(_) | Kind::ConfirmRetired(_) | Kind::RaiseCommandVersion(_) | Kind::Recover(_) => {
+            false
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Not here: who becomes a member because of it (`shape`, `steward`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -16,10 +16,7 @@ use futures::future::{BoxFuture, join_all};
 use ring::digest;
 
 use super::{Node, Shared, answer::Refused};
-use crate::{
-    raft::{NodeId, runtime::Runtime, transport::Peer},
-    store::command::COMMAND_VERSION,
-};
+use crate::raft::{NodeId, runtime::Runtime, transport::Peer};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,8 +45,12 @@ impl Seeds for NoSeeds {
 
 /// Greets for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>, seeds: Arc<dyn Seeds>) {
+    let mut differing = BTreeSet::new();
     while let Some(shared) = node.upgrade() {
-        Node { shared }.greet_all(&*seeds).await;
+        let node = Node { shared };
+        node.greet_all(&*seeds).await;
+        node.tell_clocks(&mut differing);
+        drop(node);
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -59,6 +60,15 @@ impl<R: Runtime> Node<R> {
     pub(super) async fn greet_all(&self, seeds: &dyn Seeds) {
         let peers = self.peers(seeds.look().await);
         join_all(peers.into_iter().map(|peer| self.greet(peer))).await;
+    }
+
+    /// Says whose clocks have come to differ, once each.
+    fn tell_clocks(&self, told: &mut BTreeSet<String>) {
+        let now = self.clocks_differing();
+        for (peer, ahead_millis) in now.iter().filter(|(peer, _)| !told.contains(*peer)) {
+            tracing::warn!(peer, ahead_millis, "the clocks of this node and of a peer differ");
+        }
+        *told = now.into_keys().collect();
     }
 
     /// Everybody this node knows of but itself, each address once: members first, for their ids are known.
@@ -151,7 +161,7 @@ impl<R: Runtime> Node<R> {
             raft_address: member.raft_address.clone(),
             grpc_address: member.grpc_address.clone(),
             cluster_id: snapshot.cluster_id().unwrap_or_default().into(),
-            command_version: COMMAND_VERSION,
+            command_version: shared.knows,
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
             leader: role.leader.unwrap_or(0),

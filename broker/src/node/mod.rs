@@ -20,22 +20,24 @@ use self::{
     coalesce::{Origin, Proposal, Room},
     directory::Directory,
     outbound::Outbound,
+    replication::WriteGap,
     tracker::Requests,
 };
 use crate::{
     raft::{
-        Member, Replica,
+        Member, Observer, Replica,
         runtime::{Clock, Failure, Runtime, Tokio},
     },
     store::{
         Progress, Reader, Snapshot,
-        command::{Answer, Kind},
+        command::{self, Answer, Kind},
         engine::{self, Engine},
     },
 };
 
 mod admin;
 mod answer;
+mod clocks;
 mod coalesce;
 mod directory;
 mod fence;
@@ -44,6 +46,8 @@ mod handover;
 mod hello;
 mod open;
 mod outbound;
+pub mod recover;
+mod replication;
 mod retire;
 pub mod route;
 pub mod shape;
@@ -57,6 +61,7 @@ pub use self::{
     handover::Error as HandoverError,
     hello::{NoSeeds, Seeds},
     open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
+    replication::{Part, Replication},
     sweep::ChangeLog,
 };
 
@@ -86,6 +91,17 @@ pub enum Error {
     /// Too many requests wait already.
     #[error("too many requests are waiting on this node")]
     Overloaded,
+    /// Not all members understand the command yet.
+    #[error(
+        "the request needs command version {needed}, but the cluster has raised its own to {raised} only: not all of \
+         its nodes are of a release that knows it; upgrade the others"
+    )]
+    TooEarly {
+        /// The command version it needs.
+        needed: u32,
+        /// What all members are known to understand.
+        raised: u32,
+    },
     /// The store or the log failed; the process is about to end.
     #[error("the node has failed: {reason}")]
     Failed {
@@ -115,9 +131,14 @@ struct Shared<R: Runtime> {
     reader: Reader,
     /// Of the log, for its sizes.
     log_engine: Arc<dyn Engine>,
+    /// The newest command version of this build.
+    knows: u32,
     hold: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
+    observer: Arc<dyn Observer>,
+    /// What changes of leader cost.
+    write_gap: Arc<WriteGap>,
     requests: Requests,
     proposals: mpsc::Sender<Proposal>,
     fences: mpsc::Sender<fence::Waiter>,
@@ -219,8 +240,19 @@ impl<R: Runtime> Node<R> {
         &self,
         (proposal, answer): (Proposal, oneshot::Receiver<Result<Answer, Error>>),
     ) -> Result<Answer, Error> {
+        self.allow(proposal.kind())?;
         self.shared.proposals.send(proposal).await.map_err(|_| stopped(&self.shared.failure))?;
         answer.await.unwrap_or_else(|_| Err(stopped(&self.shared.failure)))
+    }
+
+    /// The one gate before the log: nothing enters it that a member does not understand.
+    fn allow(&self, kind: &Kind) -> Result<(), Error> {
+        let needed = command::needs(kind);
+        if needed <= command::FIRST_VERSION {
+            return Ok(());
+        }
+        let raised = self.shared.reader.snapshot().cluster().command_version;
+        if command::is_allowed(kind, raised) { Ok(()) } else { Err(Error::TooEarly { needed, raised }) }
     }
 
     async fn room(&self, bytes: usize) -> Result<Room, Error> {
@@ -255,7 +287,9 @@ impl<R: Runtime> Node<R> {
         if self.needs_no_fence(&snapshot) {
             return Ok(snapshot);
         }
+        let began = Instant::now();
         timeout(limit, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        self.shared.observer.fenced(began.elapsed());
         Ok(self.shared.reader.snapshot())
     }
 
@@ -371,5 +405,7 @@ impl<R: Runtime> Node<R> {
     }
 }
 
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,7 @@ use super::{
     fence,
     hello::{self, NoSeeds, Seeds},
     outbound::Outbound,
+    replication::WriteGap,
     steward,
     sweep::{self, ChangeLog},
     tracker::Requests,
@@ -31,7 +32,7 @@ use crate::{
     raft::{
         self, LOG_SPACES, LogOptions, Member, Observer, Replica, Retention, Timers,
         identity::{self, DataFolder},
-        runtime::{Executor, Failure, Runtime, SystemClock, Threads},
+        runtime::{Clock, Executor, Failure, Runtime, SystemClock, Threads},
         transport::{NoPeers, Transport},
     },
     store::{
@@ -60,7 +61,7 @@ const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The engine of the log. What is written is rarely read again and soon purged: next to no cache, one thread, and no
 /// care for how its tables lie.
-const LOG_ENGINE: FjallOptions = FjallOptions {
+pub(super) const LOG_ENGINE: FjallOptions = FjallOptions {
     cache_bytes: 4 << 20,
     memtable_bytes: 16 << 20,
     journals_bytes_max: 64 << 20,
@@ -111,6 +112,8 @@ pub struct Options {
     pub store: store::Options,
     /// The engine of the store, on disk.
     pub store_engine: FjallOptions,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
     /// Hears of writes.
     pub observer: Arc<dyn Observer>,
     /// The way to other nodes.
@@ -136,6 +139,7 @@ impl Options {
             change_log_bytes_max: None,
             store: store::Options::default(),
             store_engine: FjallOptions::default(),
+            clock: Arc::new(SystemClock),
             observer: Arc::new(raft::Unobserved),
             transport: Arc::new(NoPeers),
             seeds: Arc::new(NoSeeds),
@@ -188,7 +192,7 @@ pub struct Founding {
 }
 
 impl Founding {
-    fn random() -> Self {
+    pub(super) fn random() -> Self {
         Self { cluster_id: uuid::Uuid::new_v4().to_string(), server_version: rand::random() }
     }
 }
@@ -238,7 +242,8 @@ impl<R: Runtime> Node<R> {
         let Peers { seeds, configured, free_space } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
-        let reader = replica.store.reader().clone();
+        let (observer, write_gap) = (replica.observer.clone(), Arc::new(WriteGap::default()));
+        let (reader, knows) = (replica.store.reader().clone(), replica.store.knows());
         let replica = Replica::<R>::start(replica).await?;
         let requests = Requests::new(replica.starts());
         let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
@@ -250,9 +255,12 @@ impl<R: Runtime> Node<R> {
             reader,
             // The store's is not held: it goes when a peer's store takes its place.
             log_engine: engines.log,
+            knows,
             hold,
             clock: clock.clone(),
             failure: failure.clone(),
+            observer,
+            write_gap: write_gap.clone(),
             requests: requests.clone(),
             proposals,
             fences,
@@ -275,6 +283,7 @@ impl<R: Runtime> Node<R> {
             replica: replica.clone(),
             outbound: outbound.clone(),
             open: open.subscribe(),
+            write_gap,
             requests,
             clock,
             failure: failure.clone(),
@@ -402,7 +411,7 @@ fn gather(
         store: Store::open(engines.store.clone(), &options.store).map_err(OpenError::Store)?,
         shelf,
         executor,
-        clock: Arc::new(SystemClock),
+        clock: options.clock,
         observer: options.observer,
         failure,
         timers: options.timers,

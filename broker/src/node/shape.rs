@@ -36,6 +36,10 @@ pub struct Observed {
     pub members: BTreeMap<NodeId, Member>,
     /// Who has said Hello lately, by name: the node that runs under it now.
     pub heard: BTreeMap<String, NodeId>,
+    /// The newest command version of each node that was heard lately, and of the leader.
+    pub knows: BTreeMap<NodeId, u32>,
+    /// The command version that the cluster has raised: who knows less cannot belong to it.
+    pub raised: u32,
     /// Nodes that were members once and must not come back.
     pub retired: BTreeSet<NodeId>,
     /// The last index in the leader's log.
@@ -68,6 +72,15 @@ pub enum Step {
 pub enum Waiting {
     /// A name of the shape has not said Hello yet.
     Hello(String),
+    /// The node under a name is of a release that does not know what the cluster uses.
+    Upgrade {
+        /// Whose.
+        name: String,
+        /// The command version it knows.
+        knows: u32,
+        /// What it has to know.
+        needed: u32,
+    },
     /// A new member is so many entries behind.
     CatchUp(String, u64),
     /// Too few of the voters to come are caught up.
@@ -85,6 +98,10 @@ impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hello(name) => write!(f, "waiting for {name} to start"),
+            Self::Upgrade { name, knows, needed } => write!(
+                f,
+                "waiting for {name} to be upgraded: it knows command version {knows}, the cluster uses {needed}"
+            ),
             Self::CatchUp(name, behind) => write!(f, "waiting for {name} to catch up: {behind} entries behind"),
             Self::Majority { caught_up, needed } => {
                 write!(f, "waiting for a majority: {caught_up} of {needed} voters are caught up")
@@ -135,8 +152,22 @@ impl Observed {
 
     /// The node that is to stand for a name: the one that runs there, else the member that had the name last.
     fn node_for(&self, name: &str) -> Option<NodeId> {
-        let heard = self.heard.get(name).copied().filter(|node| !self.retired.contains(node));
+        let fit = |node: &NodeId| !self.retired.contains(node) && self.too_old(*node).is_none();
+        let heard = self.heard.get(name).copied().filter(fit);
         heard.or_else(|| self.member_named(name))
+    }
+
+    /// What a node knows that is no member, if that is less than it would have to know.
+    fn too_old(&self, node: NodeId) -> Option<u32> {
+        let knows = self.knows.get(&node).copied().filter(|knows| *knows < self.raised);
+        knows.filter(|_| !self.members.contains_key(&node))
+    }
+
+    /// The command version that all members know, learners included, for they are to vote. None while one of them has
+    /// not been heard lately: it may come back as any release.
+    pub fn understood_by_all(&self) -> Option<u32> {
+        let known: Option<Vec<u32>> = self.members.keys().map(|node| self.knows.get(node).copied()).collect();
+        known?.into_iter().min()
     }
 
     /// Whether the cluster can go on with these voters: a majority of them is caught up.
@@ -239,8 +270,15 @@ fn left_over(seen: &Observed, target: &BTreeSet<NodeId>) -> Option<Step> {
     (!left.is_empty()).then_some(Step::RemoveLearners(left))
 }
 
-/// All is done that can be: is a name still silent?
+/// All is done that can be: is a name still silent, or of an old release?
 fn unresolved(seen: &Observed) -> Step {
+    let old = seen.shape.iter().find_map(|wanted| {
+        let knows = seen.too_old(*seen.heard.get(&wanted.name)?)?;
+        Some(Waiting::Upgrade { name: wanted.name.clone(), knows, needed: seen.raised })
+    });
+    if let Some(waiting) = old {
+        return Step::Wait(waiting);
+    }
     let silent = seen.shape.iter().find(|wanted| seen.node_for(&wanted.name).is_none());
     silent.map_or(Step::Reached, |wanted| Step::Wait(Waiting::Hello(wanted.name.clone())))
 }
@@ -265,6 +303,8 @@ mod tests {
             voters: vec![members[..voters].iter().map(|(_, node)| *node).collect()],
             members: members.iter().map(|(name, node)| (*node, member(name))).collect(),
             heard: members.iter().map(|(name, node)| (name.to_string(), *node)).collect(),
+            knows: members.iter().map(|(_, node)| (*node, 1)).collect(),
+            raised: 1,
             retired: BTreeSet::new(),
             last_index: 1000,
             matched: members.iter().map(|(_, node)| (*node, 1000)).collect(),
@@ -370,6 +410,30 @@ mod tests {
         seen.shape.push(shaped("x"));
         seen.retired.insert(7);
         assert_eq!(next_step(&seen), Step::Wait(Waiting::Hello("x".into())));
+    }
+
+    #[test]
+    fn a_node_that_knows_less_than_the_cluster_uses_is_not_added() {
+        let mut seen = cluster(&["a", "b"], &[("a", 1)], 1);
+        seen.raised = 2;
+        seen.heard.insert("b".into(), 2);
+        seen.knows = BTreeMap::from([(1, 2), (2, 1)]);
+        let step = next_step(&seen);
+        assert_eq!(step, Step::Wait(Waiting::Upgrade { name: "b".into(), knows: 1, needed: 2 }));
+        assert!(step.to_string().contains("b to be upgraded"), "{step}");
+        seen.knows.insert(2, 2);
+        assert_eq!(next_step(&seen), Step::AddLearner(2, member("b")));
+    }
+
+    #[test]
+    fn what_all_members_know_is_unknown_while_one_is_silent() {
+        let mut seen = cluster(&["a"], &[("a", 1), ("b", 2), ("learner", 3)], 2);
+        seen.knows = BTreeMap::from([(1, 3), (2, 2), (3, 2), (9, 1)]);
+        assert_eq!(seen.understood_by_all(), Some(2));
+        seen.knows.insert(3, 1);
+        assert_eq!(seen.understood_by_all(), Some(1));
+        seen.knows.remove(&3);
+        assert_eq!(seen.understood_by_all(), None);
     }
 
     #[test]

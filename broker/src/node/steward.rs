@@ -7,13 +7,16 @@ use std::{collections::BTreeSet, sync::Weak, time::Duration};
 
 use databroker_proto::internal::{ConfirmRetired, RaiseCommandVersion, RetireRequest, peer_reply, peer_request};
 
+use tokio::time::Instant;
+
 use super::{
     Node, Shared,
+    clocks::{self, Since},
     shape::{self, Observed, Step},
 };
 use crate::{
     raft::{Member, runtime::Runtime, transport::Peer},
-    store::command::{COMMAND_VERSION, Kind},
+    store::command::Kind,
 };
 
 /// How often it looks: a new node waits for this before it is replicated to.
@@ -27,9 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looks after the cluster for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>) {
+    let mut ahead = Since::default();
     while let Some(shared) = node.upgrade() {
         let node = Node { shared };
         node.look_after().await;
+        node.mind_clock(&mut ahead).await;
         let pause = if node.role().alone { EVERY_ALONE } else { EVERY };
         // Nobody else holds the node while it waits.
         drop(node);
@@ -66,12 +71,16 @@ impl<R: Runtime> Node<R> {
         let me = replica.node_id();
         let mut heard = self.shared.directory.recent(snapshot.cluster_id().unwrap_or_default());
         heard.insert(self.shared.member.name.clone(), me);
+        let mut knows = self.shared.directory.versions();
+        knows.insert(me, self.shared.knows);
         Observed {
             me,
             shape: snapshot.cluster().shape.clone(),
             voters: members.voters,
             members: members.members,
             heard,
+            knows,
+            raised: snapshot.cluster().command_version,
             retired: snapshot.cluster().retired.iter().map(|retired| retired.node).collect(),
             last_index: replica.picture().last_log_index.unwrap_or(0),
             matched: replica.matched().into_iter().filter_map(|(node, index)| Some((node, index?))).collect(),
@@ -132,25 +141,43 @@ impl<R: Runtime> Node<R> {
         }
     }
 
-    /// A voter that was not heard of may be of any release.
-    async fn raise_command_version(&self) {
-        let raised = self.shared.reader.snapshot().cluster().command_version;
-        if raised >= COMMAND_VERSION {
+    /// A leader whose clock is ahead of the others' gives its office to one of them: its clock is the store's time.
+    async fn mind_clock(&self, ahead: &mut Since) {
+        let behind = self.voters_behind();
+        if !ahead.is_due(behind.is_some(), Instant::now()) {
             return;
         }
-        let all = self.shared.directory.all();
-        let me = self.shared.replica.node_id();
-        let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
-        let version = |node: &u64| match *node == me {
-            true => Some(COMMAND_VERSION),
-            false => all.values().find(|heard| heard.said.node == *node).map(|heard| heard.said.command_version),
+        let Some(successor) = behind.and_then(|behind| self.observe().successor(|node| behind.contains(&node))) else {
+            return;
         };
-        let lowest = voters.iter().map(version).min().flatten().unwrap_or(0);
-        if lowest > raised {
-            let raise = RaiseCommandVersion { version: lowest };
-            if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
-                tracing::debug!(%error, "the command version could not be raised yet");
-            }
+        match self.hand_over_to(successor).await {
+            Ok(leader) => tracing::warn!(leader, "this node's clock is ahead of the others': another leads now"),
+            Err(error) => tracing::warn!(%error, "this node's clock is ahead of the others', but nobody took over"),
+        }
+    }
+
+    /// If this node leads, with a clock too far ahead of a majority's: whom it is ahead of.
+    fn voters_behind(&self) -> Option<BTreeSet<u64>> {
+        let role = self.role();
+        if !role.leads || role.alone {
+            return None;
+        }
+        let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
+        let others = self.shared.directory.clocks_ahead_millis(self.clock().now_nanos());
+        let others = others.into_values().filter(|(node, _)| voters.contains(node)).collect();
+        clocks::ahead_of(voters.len(), &others)
+    }
+
+    /// Lets new commands be used once all members understand them.
+    async fn raise_command_version(&self) {
+        if self.shared.reader.snapshot().cluster().command_version >= self.shared.knows {
+            return;
+        }
+        let seen = self.observe();
+        let Some(version) = seen.understood_by_all().filter(|version| *version > seen.raised) else { return };
+        let raise = RaiseCommandVersion { version };
+        if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
+            tracing::debug!(%error, "the command version could not be raised yet");
         }
     }
 }

@@ -130,6 +130,23 @@ impl Material {
         });
     }
 
+    /// Makes everything anew from the shared secrets whenever one of their files changes, as [`Material::derived`] does,
+    /// as long as this is in use. Open connections stay as they are. What cannot be read is logged, and the old stays.
+    pub fn follow_secrets<E>(
+        &self,
+        files: Vec<PathBuf>,
+        read: impl Fn() -> Result<Vec<SharedKey>, E> + Send + Sync + 'static,
+    ) where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (weak, me) = (Arc::downgrade(&self.current), self.me.clone());
+        watch_files(files, move || {
+            let Some(current) = weak.upgrade() else { return Ok(()) };
+            current.store(Arc::new(derive(&read().map_err(Into::into)?, &me)?));
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        });
+    }
+
     /// Whom it shows.
     pub fn identity(&self) -> &Identity {
         &self.me

@@ -9,8 +9,8 @@ use databroker_proto::internal as proto;
 use openraft::EntryPayload;
 use prost::Message;
 
-use super::{Entry, LogId, Member, Membership, Proposal, StoredMembership, Vote};
-use crate::store::Position;
+use super::{Entry, LogId, Member, Membership, Payload, Proposal, StoredMembership, Vote};
+use crate::store::{Position, Step};
 
 /// Why a message is none of Raft's values.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +131,15 @@ pub(super) fn stored_membership(stored: Option<(Position, Bytes)>) -> Result<Sto
     let Some((at, bytes)) = stored else { return Ok(StoredMembership::default()) };
     let membership = decode_membership(&bytes)?;
     Ok(StoredMembership::new(Some(log_id(at)), membership))
+}
+
+/// What an entry asks of the store.
+pub(super) fn step(payload: Payload) -> Step {
+    match payload {
+        EntryPayload::Blank => Step::Blank,
+        EntryPayload::Normal(proposal) => Step::Commands(proposal.0),
+        EntryPayload::Membership(membership) => Step::Membership(encode_membership(&membership)),
+    }
 }
 
 pub(super) fn encode_entry(entry: &Entry) -> Bytes {

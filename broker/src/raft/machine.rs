@@ -45,11 +45,13 @@ pub(super) struct Shared {
     lane: Arc<dyn Lane>,
     progress: watch::Sender<Progress>,
     failure: Failure,
-    observer: Arc<dyn Observer>,
+    pub(super) observer: Arc<dyn Observer>,
     bounds: Retention,
     ledger: Mutex<Ledger>,
     /// By bytes, the store is due to be synced.
     pub(super) sync_due: Notify,
+    /// The newest command version this build can apply.
+    pub(super) knows: u32,
     /// What the store publishes.
     pub(super) reader: Reader,
     /// Where stores of other nodes arrive.
@@ -76,6 +78,7 @@ impl Machine {
         let applied = applied.map(convert::log_id);
         let shared = Shared {
             progress: watch::Sender::new(store.reader().progress()),
+            knows: store.knows(),
             reader: store.reader().clone(),
             engine: Mutex::new(store.engine().clone()),
             store: Mutex::new(store),
@@ -201,19 +204,14 @@ impl<R: Runtime> Default for Batch<R> {
 
 impl<R: Runtime> Batch<R> {
     fn push(&mut self, entry: Entry, waiting: Waiting<R>) {
-        let step = match entry.payload {
-            Payload::Blank => Step::Blank,
-            Payload::Normal(proposal) => {
-                self.bytes += proposal.0.len();
-                Step::Commands(proposal.0)
-            }
+        match &entry.payload {
+            Payload::Blank => {}
+            Payload::Normal(proposal) => self.bytes += proposal.0.len(),
             Payload::Membership(membership) => {
-                let bytes = convert::encode_membership(&membership);
-                self.membership = Some(StoredMembership::new(Some(entry.log_id), membership));
-                Step::Membership(bytes)
+                self.membership = Some(StoredMembership::new(Some(entry.log_id), membership.clone()));
             }
-        };
-        self.steps.push((convert::position(&entry.log_id), step));
+        }
+        self.steps.push((convert::position(&entry.log_id), convert::step(entry.payload)));
         self.waiting.push(waiting);
     }
 

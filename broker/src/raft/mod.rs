@@ -28,11 +28,13 @@ mod machine;
 mod membership;
 mod network;
 mod peers;
+pub mod recover;
 mod replica;
 mod retention;
 mod rpc;
 pub mod runtime;
 mod snapshot;
+mod transfers;
 pub mod transport;
 
 pub use log::{Error as LogError, Options as LogOptions, SPACES as LOG_SPACES, retired};
@@ -41,8 +43,9 @@ pub use peers::HandleError;
 pub use replica::{Error, Parts, Picture, Refusal, Replica, Role, Submitted, Timers};
 pub use retention::Retention;
 pub use snapshot::{CHUNK_PATIENCE, InstallError};
+pub use transfers::Direction;
 
-/// Hears what the log and the store do, for metrics. Called on their threads: it must be quick.
+/// Hears what log, store, reads and transfers do, for metrics. Called where it happens: it must be quick.
 pub trait Observer: Send + Sync + 'static {
     /// A batch of the log was written and synced.
     fn log_written(&self, write: LogWrite) {
@@ -52,6 +55,26 @@ pub trait Observer: Send + Sync + 'static {
     /// Committed entries were applied to the store, as one batch.
     fn applied(&self, entries: usize, took: Duration) {
         let _ = (entries, took);
+    }
+
+    /// A read waited for so long, until this node had everything that was acknowledged before.
+    fn fenced(&self, took: Duration) {
+        let _ = took;
+    }
+
+    /// A store is on its way to a peer, or from one.
+    fn transfer_began(&self, direction: Direction) {
+        let _ = direction;
+    }
+
+    /// So many bytes of its rows have left, or have come.
+    fn transfer_moved(&self, direction: Direction, bytes: usize) {
+        let _ = (direction, bytes);
+    }
+
+    /// It is over, as a whole or broken off.
+    fn transfer_ended(&self, direction: Direction) {
+        let _ = direction;
     }
 }
 

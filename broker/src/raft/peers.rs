@@ -5,7 +5,7 @@
 use databroker_proto::internal::{
     SnapshotChunk, SnapshotReply, TransferLeaderReply, peer_reply as reply, peer_request as request,
 };
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use openraft::errors::RaftError;
 use tokio::sync::oneshot;
 
@@ -13,6 +13,7 @@ use super::{
     Replica, SnapshotMeta, Vote, convert, rpc,
     runtime::Runtime,
     snapshot::{Chunks, InstallError, SnapshotData},
+    transfers::{Direction, Transfer},
 };
 use crate::store::transfer::Arrived;
 
@@ -89,19 +90,28 @@ impl<R: Runtime> Replica<R> {
     {
         let receiver = self.machine.receiver.clone();
         let turn = receiver.turn.clone().try_lock_owned().map_err(|_| InstallError::Busy)?;
-        let mut chunks = Chunks(chunks);
+        let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received);
+        let watched = chunks.inspect(move |chunk| chunk.kind.iter().for_each(|kind| transfer.moved(kind)));
+        let mut chunks = Chunks(watched);
         let header = chunks.header::<R>().await?;
         let (vote, meta) = rpc::snapshot_header_of(&header)?;
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));
         }
-        let arrived = match receiver.receive::<R, S>(header.format, &meta, chunks).await {
+        let arrived = match receiver.receive::<R, _>(header.format, &meta, chunks).await {
             Ok(arrived) => Box::new(arrived),
             Err(error) => {
                 receiver.tidy();
                 return Err(error);
             }
         };
+        if let Err(too_new) = arrived.check(self.machine.knows) {
+            drop(arrived);
+            receiver.tidy();
+            let error = InstallError::TooNew(too_new);
+            self.machine.failure().report(&error);
+            return Err(error);
+        }
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));
         }

@@ -145,6 +145,8 @@ pub struct Role {
     pub alone: bool,
     /// Who leads, if known.
     pub leader: Option<NodeId>,
+    /// How often another leader was seen, or the same in a new term, since the start.
+    pub leader_changes: u64,
 }
 
 /// Numbers of the replica at one moment.
@@ -214,9 +216,13 @@ impl<R: Runtime> Replica<R> {
         let origin = Origin { node: log.node_id(), reader: store.reader().clone() };
         let machine = Machine::open(store, applying, receiver, failure.clone(), observer, retention);
         let machine = machine.map_err(Error::Store)?;
-        fit_together(&log, &machine)?;
+        let (purged, last) = log.ends();
+        if let Some(upto) = fit_together(purged, last, machine.applied(), log.installing())? {
+            log.purge(upto).map_err(|error| Error::Start { reason: error.to_string() })?;
+        }
         let (node_id, shared) = (log.node_id(), machine.shared());
-        let (addresses, sender) = (Addresses::default(), Sender { lane: transfers, failure: failure.clone() });
+        let (addresses, observer) = (Addresses::default(), shared.observer.clone());
+        let sender = Sender { lane: transfers, failure: failure.clone(), observer };
         let network = Network { origin, addresses: addresses.clone(), transport, sender };
         let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine)
             .await
@@ -343,10 +349,15 @@ impl<R: Runtime> Replica<R> {
     /// Tells the changes of this node's role until openraft ends, and why if that was no shutdown.
     async fn follow_role(self, announce: watch::Sender<Role>, addresses: Addresses, failure: Failure) {
         let mut metrics = self.raft.server_metrics();
+        let (mut led, mut leader_changes) = (None, 0);
         loop {
             let now = metrics.borrow_and_update().clone();
             let membership = &now.membership_config;
             *addresses.write() = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+            let leads = now.current_leader.map(|leader| (now.vote.leader_id.term, leader));
+            if leads.is_some() && led != leads {
+                (led, leader_changes) = (leads, leader_changes + 1);
+            }
             let role = Role {
                 initialized: membership.voter_ids().next().is_some(),
                 leads: now.state.is_leader(),
@@ -354,6 +365,7 @@ impl<R: Runtime> Replica<R> {
                 voters: membership.voter_ids().count(),
                 alone: is_alone(membership, self.node_id),
                 leader: now.current_leader,
+                leader_changes,
             };
             announce.send_if_modified(|before| std::mem::replace(before, role) != role);
             if metrics.changed().await.is_err() {
@@ -390,11 +402,15 @@ impl<R: Runtime> Replica<R> {
 /// The store must stand where the log can go on, and nowhere the log has not been: an entry is synced in the log before
 /// it is applied, and purged only after the store was synced. openraft would skip over either gap.
 ///
-/// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it. The
-/// log knows of it, for that was noted before; it is purged now. By index, since entries that such a store overtakes may
-/// be of a later term than its end.
-fn fit_together(log: &Log, machine: &Machine) -> Result<(), Error> {
-    let ((purged, last), applied) = (log.ends(), machine.applied());
+/// Only a store that came from a peer may be ahead of the log: the process ended before the log was purged up to it.
+/// The log knows of it, for that was noted before; it is purged now. By index, since entries that such a store
+/// overtakes may be of a later term than its end. Returned is up to where.
+pub(super) fn fit_together(
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    applied: Option<LogId>,
+    installing: Option<LogId>,
+) -> Result<Option<LogId>, Error> {
     let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| format!("index {}", id.index));
     let index = |id: Option<LogId>| id.map(|id| id.index);
     if index(applied) < index(purged) {
@@ -402,15 +418,13 @@ fn fit_together(log: &Log, machine: &Machine) -> Result<(), Error> {
         return Err(Error::Gap { what });
     }
     match applied {
-        Some(applied) if Some(applied.index) <= index(last) => Ok(()),
-        Some(applied) if Some(applied) == log.installing() => {
-            log.purge(applied).map_err(|error| Error::Start { reason: error.to_string() })
-        }
+        Some(applied) if Some(applied.index) <= index(last) => Ok(None),
+        Some(applied) if Some(applied) == installing => Ok(Some(applied)),
         Some(_) => {
             let what = format!("the store holds {}, but the log ends at {}", at(applied), at(last));
             Err(Error::Gap { what })
         }
-        None => Ok(()),
+        None => Ok(None),
     }
 }
 

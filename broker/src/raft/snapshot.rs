@@ -17,11 +17,13 @@ use tokio::sync::mpsc;
 use futures::{Stream, StreamExt as _};
 
 use super::{
-    SnapshotMeta, TypeConfig, Vote, convert, rpc,
+    Observer, SnapshotMeta, TypeConfig, Vote, convert, rpc,
     runtime::{self, Failure, Lane, Runtime},
+    transfers::{Direction, Transfer},
 };
 use crate::store::{
     Snapshot,
+    command::TooNew,
     engine::{self, shelf::Shelf},
     transfer::{self, Arrived, Claim, Incoming, Outgoing},
 };
@@ -55,6 +57,7 @@ pub(super) fn claim(meta: &SnapshotMeta) -> Claim {
 pub(super) struct Sender {
     pub(super) lane: Arc<dyn Lane>,
     pub(super) failure: Failure,
+    pub(super) observer: Arc<dyn Observer>,
 }
 
 impl Sender {
@@ -68,7 +71,7 @@ impl Sender {
     ) -> (mpsc::Receiver<SnapshotChunk>, impl Future<Output = ()> + Send + use<R>) {
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
         let header = Kind::Header(rpc::snapshot_header(vote, &snapshot.meta, transfer::format()));
-        let (lane, failure) = (self.lane.clone(), self.failure.clone());
+        let (lane, failure, observer) = (self.lane.clone(), self.failure.clone(), self.observer.clone());
         let producing = async move {
             // openraft sends what `get_current_snapshot` returned.
             let SnapshotData::Taken(snapshot) = snapshot.snapshot else { return };
@@ -77,6 +80,7 @@ impl Sender {
             if chunks.send(first).await.is_err() {
                 return;
             }
+            let transfer = Transfer::begin(observer, Direction::Sent);
             let mut outgoing = Outgoing::new(snapshot);
             loop {
                 let (next, read) = match runtime::call(&*lane, move || read(outgoing)).await {
@@ -85,6 +89,7 @@ impl Sender {
                     // The node is stopping.
                     Err(_) => return,
                 };
+                transfer.moved(&read);
                 // The receiver went away: why is in the answer to the transfer.
                 if chunks.send(chunk(read)).await.is_err() {
                     return;
@@ -122,6 +127,9 @@ pub enum InstallError {
     /// What arrived is not what was sent.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
+    /// The sender's cluster uses commands that this build does not know. This node ends for it.
+    #[error("the store that arrived is of a cluster of a newer release: {0}")]
+    TooNew(#[source] TooNew),
     /// The new store cannot be made.
     #[error("cannot make room for the store: {0}")]
     Room(#[source] engine::Error),

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod peering;
+pub mod recovery;
 
 pub use peering::Error as PeeringError;
 
@@ -67,11 +68,17 @@ pub enum Error {
     Failed(String),
 }
 
+/// Whatever is made from here on, the engine's files included, is nobody else's to read.
+fn keep_private() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}
+
 /// Serves until a signal, or until the node fails.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn serve(config: Config) -> Result<(), Error> {
+    keep_private();
     let asked = shutdown::on_signal().map_err(Error::Signals)?;
     let (closing, parting) = (CancellationToken::new(), CancellationToken::new());
     let disk = Arc::new(match config.storage.medium {

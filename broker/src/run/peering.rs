@@ -70,7 +70,12 @@ impl Way {
                 material.follow(files);
                 material
             }
-            None => Material::derived(&keys(secrets)?, me)?,
+            None => {
+                let material = Material::derived(&keys(secrets)?, me)?;
+                let (files, secrets) = (secrets.files(), secrets.clone());
+                material.follow_secrets(files, move || keys(&secrets));
+                material
+            }
         };
         let server = peer::Server::bind(address, &material).await?;
         let client = peer::Client::new(material, Handle::current());
@@ -97,7 +102,7 @@ impl Way {
 }
 
 fn keys(secrets: &Secrets) -> Result<Vec<crate::jwt::SharedKey>, Error> {
-    let keys = secrets.current.iter().chain(&secrets.previous).map(read_key).collect::<Result<Vec<_>, _>>()?;
+    let keys = secrets.all().map(read_key).collect::<Result<Vec<_>, _>>()?;
     if keys.is_empty() { Err(Error::NoSecret) } else { Ok(keys) }
 }
 
@@ -180,6 +185,7 @@ fn unfulfilled(error: node::AdminError) -> AdminError {
             node::Error::NotInitialized => AdminError::NotInitialized,
             node::Error::NoLeader | node::Error::NotLeader | node::Error::Overloaded => AdminError::NoLeader,
             node::Error::ShuttingDown => AdminError::Closing,
+            node::Error::TooEarly { .. } => AdminError::Unable { reason },
             node::Error::Failed { .. } => AdminError::Failed { reason },
         },
         node::AdminError::Open(_) => AdminError::Failed { reason },

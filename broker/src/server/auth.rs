@@ -103,10 +103,8 @@ impl Keys {
     /// When a key cannot be read now. Later such an error is logged, and the keys stay.
     pub(super) fn load(secrets: &Secrets) -> Result<Self, KeyError> {
         let keys = Self(Arc::new(ArcSwap::from_pointee(Accepted::read(secrets)?)));
-        let configured = secrets.current.iter().chain(&secrets.previous);
-        let files: Vec<_> = configured.filter_map(Secret::file).collect();
         let (weak, secrets) = (Arc::downgrade(&keys.0), secrets.clone());
-        watch_files(files, move || {
+        watch_files(secrets.files(), move || {
             let Some(keys) = weak.upgrade() else { return Ok::<_, KeyError>(()) };
             keys.store(Arc::new(Accepted::read(&secrets)?));
             Ok(())
@@ -126,8 +124,7 @@ impl Keys {
 
 impl Accepted {
     fn read(secrets: &Secrets) -> Result<Self, KeyError> {
-        let configured = secrets.current.iter().chain(&secrets.previous);
-        let verifiers = configured.map(|secret| Ok(Verifier::new(&read_key(secret)?))).collect::<Result<_, _>>()?;
+        let verifiers = secrets.all().map(|secret| Ok(Verifier::new(&read_key(secret)?))).collect::<Result<_, _>>()?;
         Ok(Self { verifiers, verified: Mutex::default() })
     }
 

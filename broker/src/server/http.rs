@@ -3,6 +3,7 @@
 //! Plain HTTP, without tokens: nothing here speaks of records.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -101,11 +102,21 @@ async fn ready(State(pages): State<Pages>) -> Response {
                 format!("ready, but the clock is {seconds} s behind the store's time: nothing expires\n")
                     .into_response()
             }
-            _ => "ready\n".into_response(),
+            _ => format!("ready{}\n", clocks(&pages.node.clocks_differing())).into_response(),
         },
         Ok(Err(error)) => no(error),
         Err(_) => no("the node cannot answer reads now"),
     }
+}
+
+/// Whose clocks differ, if any do: a node whose clock is wrong serves, but somebody should look after it.
+fn clocks(differing: &BTreeMap<String, i64>) -> String {
+    let each = differing.iter().map(|(peer, ahead)| {
+        let (seconds, which) = (ahead.unsigned_abs() / 1000, if *ahead > 0 { "ahead" } else { "behind" });
+        format!("{peer} is {seconds} s {which}")
+    });
+    let each: Vec<_> = each.collect();
+    if each.is_empty() { String::new() } else { format!(", but clocks differ: {}", each.join(", ")) }
 }
 
 fn no(reason: impl std::fmt::Display) -> Response {
@@ -123,6 +134,13 @@ async fn show_metrics(State(pages): State<Pages>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_ready_says_whose_clock_differs() {
+        let differing = BTreeMap::from([("n1".to_owned(), 6_500), ("n2".to_owned(), -61_000)]);
+        assert_eq!(clocks(&differing), ", but clocks differ: n1 is 6 s ahead, n2 is 61 s behind");
+        assert_eq!(clocks(&BTreeMap::new()), "");
+    }
 
     #[test]
     fn a_node_is_stuck_when_it_applies_nothing_for_too_long_although_there_is_more() {

@@ -27,6 +27,8 @@ use prometheus_client::{
 };
 use tonic::Code;
 
+mod replication;
+
 use super::streams::Streams;
 use crate::{node::Node, raft};
 
@@ -135,7 +137,7 @@ impl Calls {
     }
 }
 
-/// What the threads that write to the disk report.
+/// What the threads that write to the disk report, and what reads and transfers between nodes do.
 #[derive(Debug)]
 pub struct DiskTimes {
     log_seconds: Histogram,
@@ -143,6 +145,7 @@ pub struct DiskTimes {
     log_bytes: Counter,
     apply_seconds: Histogram,
     apply_entries: Histogram,
+    happened: replication::Happened,
     /// The data folder; none with the memory engine.
     folder: Option<PathBuf>,
 }
@@ -155,6 +158,7 @@ impl Default for DiskTimes {
             log_bytes: Counter::default(),
             apply_seconds: Histogram::new(SECONDS),
             apply_entries: Histogram::new(BATCHES),
+            happened: replication::Happened::default(),
             folder: None,
         }
     }
@@ -171,6 +175,22 @@ impl raft::Observer for DiskTimes {
         self.apply_seconds.observe(took.as_secs_f64());
         self.apply_entries.observe(entries as f64);
     }
+
+    fn fenced(&self, took: Duration) {
+        self.happened.fenced(took);
+    }
+
+    fn transfer_began(&self, direction: raft::Direction) {
+        self.happened.transfer_began(direction);
+    }
+
+    fn transfer_moved(&self, direction: raft::Direction, bytes: usize) {
+        self.happened.transfer_moved(direction, bytes);
+    }
+
+    fn transfer_ended(&self, direction: raft::Direction) {
+        self.happened.transfer_ended(direction);
+    }
 }
 
 impl DiskTimes {
@@ -180,7 +200,8 @@ impl DiskTimes {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let Self { log_seconds, log_entries, log_bytes, apply_seconds, apply_entries, folder } = self;
+        let Self { log_seconds, log_entries, log_bytes, apply_seconds, apply_entries, happened, folder } = self;
+        happened.register(registry);
         let help = "How long a write to the log took, its sync included, in seconds";
         registry.register("log_write_seconds", help, log_seconds.clone());
         registry.register("log_write_entries", "Entries that shared a write to the log", log_entries.clone());
@@ -334,12 +355,7 @@ impl Collector for NodeCollector {
             "How far the clock is behind the store's time; nothing expires meanwhile",
             behind,
         )?;
-        gauge("leader", "1 if this node leads", status.leader.into())?;
-        gauge("term", "The current term", status.term)?;
-        gauge("voters", "Voting nodes", status.voters as u64)?;
-        gauge("log_index_last", "The last index in the log", status.last_log_index.unwrap_or_default())?;
-        gauge("log_index_committed", "The last committed index", status.committed_index.unwrap_or_default())?;
-        gauge("log_index_applied", "The last applied index", status.applied_index.unwrap_or_default())?;
+        replication::encode(&self.node, &status, &mut encoder)?;
         let stalled = ConstCounter::new(self.streams.stalled());
         let help = "SyncLatest streams that were not read, and lost their snapshots";
         stalled.encode(encoder.encode_descriptor("streams_stalled", help, None, stalled.metric_type())?)?;

@@ -155,12 +155,16 @@ fn refused(rejected: &Rejected) -> Status {
 }
 
 /// All of these are UNAVAILABLE: any other code makes clients take a session they cannot look up for one that ended.
+/// Only what needs a newer release is told so, for nobody who asks for that looks up sessions with it.
 fn unplaced(error: &node::Error) -> Status {
     match error {
         node::Error::NotInitialized => not_initialized(),
         node::Error::NoLeader => with_reason(Code::Unavailable, "CLUSTER_HAS_NO_LEADER", "cluster has no leader"),
         node::Error::NotLeader => not_leader(),
         node::Error::ShuttingDown => Error::Closing.into(),
+        node::Error::TooEarly { .. } => {
+            with_reason(Code::FailedPrecondition, "CLUSTER_NOT_UPGRADED", &error.to_string())
+        }
         node::Error::Overloaded | node::Error::Failed { .. } => Status::new(Code::Unavailable, error.to_string()),
     }
 }

@@ -9,7 +9,7 @@ use prost::Message;
 use super::{
     apply::{Batch, Memory, Rules, TypeRules},
     cidr::CidrTable,
-    command::{self, Answer},
+    command::{self, Answer, COMMAND_VERSION, TooNew},
     engine::{self, Durability, Engine, View},
     inspect::{self, Descriptors},
     keyspace::{Keyspace, records as keys, rows, rows::metadata},
@@ -58,11 +58,13 @@ pub enum Step {
 pub struct Options {
     /// How much of the newest changes is kept in memory for streams, in bytes.
     pub tail_bytes_max: usize,
+    /// The newest command version that may be met. Only tests say something else than [`COMMAND_VERSION`].
+    pub knows: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tail_bytes_max: 8 << 20 }
+        Self { tail_bytes_max: 8 << 20, knows: COMMAND_VERSION }
     }
 }
 
@@ -80,6 +82,9 @@ pub enum Error {
         /// Why.
         source: command::DecodeError,
     },
+    /// The cluster uses commands that this build does not know.
+    #[error("the store is of a cluster of a newer release: {0}")]
+    TooNew(#[source] TooNew),
     /// What the store holds makes no sense.
     #[error("the store is damaged: {what}")]
     Damaged {
@@ -114,6 +119,7 @@ pub struct Store {
     rules: Rules,
     memory: Memory,
     descriptors: Arc<Descriptors>,
+    knows: u32,
 }
 
 /// What an engine holds of a store, with all of it that is kept in memory.
@@ -152,6 +158,11 @@ impl Contents {
         claim(&self.state, &self.membership)
     }
 
+    /// Whether a build that knows commands up to a version can go on from here.
+    pub(super) fn check(&self, knows: u32) -> Result<(), TooNew> {
+        TooNew::check(self.cluster.command_version, knows)
+    }
+
     fn published(&self) -> Published {
         Published {
             view: self.view.clone(),
@@ -176,10 +187,17 @@ impl Store {
     pub fn open(engine: Arc<dyn Engine>, options: &Options) -> Result<Self, Error> {
         let descriptors = Arc::new(Descriptors::builtin()?);
         let contents = Contents::read(engine)?;
+        contents.check(options.knows).map_err(Error::TooNew)?;
         let published = contents.published();
         let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = contents;
         let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max);
-        Ok(Self { engine, reader, view, state, cluster, membership, rules, memory, descriptors })
+        let knows = options.knows;
+        Ok(Self { engine, reader, view, state, cluster, membership, rules, memory, descriptors, knows })
+    }
+
+    /// The newest command version it can apply.
+    pub fn knows(&self) -> u32 {
+        self.knows
     }
 
     /// Becomes the store that has arrived from another node, and publishes it through the same [`Reader`]. The old
@@ -233,7 +251,7 @@ impl Store {
             answers.push(match step {
                 Step::Commands(bytes) => {
                     let decode = |source| Error::Decode { index: position.index, source };
-                    batch.apply(command::decode(bytes).map_err(decode)?)?
+                    batch.apply(command::decode(bytes, self.knows).map_err(decode)?)?
                 }
                 Step::Membership(bytes) => {
                     let members = Membership::decode(bytes.clone()).map_err(|error| Error::Damaged {

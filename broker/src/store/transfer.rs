@@ -14,6 +14,7 @@ use databroker_proto::internal::{SnapshotEnd, SnapshotRow, SnapshotRows};
 
 use super::{
     Position, Snapshot,
+    command::TooNew,
     dump::Digest,
     engine::{self, Batch, Change, Engine},
     keyspace::Keyspace,
@@ -220,6 +221,16 @@ pub struct Claim {
 /// A store that has arrived as a whole, on the disk, and can be taken over at once.
 pub struct Arrived {
     pub(super) contents: Contents,
+}
+
+impl Arrived {
+    /// Whether a build that knows commands up to a version can go on from it.
+    ///
+    /// # Errors
+    /// Its cluster uses later ones.
+    pub fn check(&self, knows: u32) -> Result<(), TooNew> {
+        self.contents.check(knows)
+    }
 }
 
 /// Copies a snapshot into an empty engine.

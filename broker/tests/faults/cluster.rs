@@ -1,6 +1,7 @@
 //! Brokers as processes of their own, that form a cluster on loopback, and what can be done to them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -9,17 +10,28 @@ use std::{
 };
 
 use databroker::jwt::SharedKey;
+use parking_lot::Mutex;
+use rand::RngExt as _;
 
 use crate::{
     proxy::Proxy,
     support::{PATIENCE, binary, end, signal},
 };
 
-/// A port that was free a moment ago. Configurations have to name it before anybody listens there; so it lies below those
-/// that the system gives to connections, of which there are many here.
+/// Ports that this process has given to its clusters: several tests run at once.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port that was free a moment ago. Configurations have to name it before anybody listens there. Below those that the
+/// system gives to whoever connects: else one of many connections would take it meanwhile.
 fn free_port() -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000).find(free).expect("a port is free")
+    // Far more than are ever taken.
+    for _ in 0..1000 {
+        let port = rand::rng().random_range(12_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().insert(port) {
+            return port;
+        }
+    }
+    panic!("loopback has no free ports");
 }
 
 /// One node: its files, its ports, and its process while it runs.
@@ -29,7 +41,7 @@ pub struct Node {
     pub grpc: u16,
     config: PathBuf,
     raft: u16,
-    health: u16,
+    pub health: u16,
     child: Option<Child>,
 }
 
@@ -51,12 +63,10 @@ impl Cluster {
         (0..nodes).for_each(|node| cluster.spawn(node));
         cluster.run_tool(0, &["cluster", "init"]);
         cluster
-            .wait_for("all nodes vote", |said| {
-                said.iter().any(|(_, status)| {
-                    let voters = status["members"].as_array().into_iter().flatten();
-                    let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")));
-                    voting.count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
-                })
+            .wait_for("all nodes vote", |status| {
+                let voters = status["members"].as_array().into_iter().flatten();
+                let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")));
+                voting.count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
             })
             .await;
         cluster
@@ -174,7 +184,8 @@ impl Cluster {
         }
     }
 
-    fn tool(&self, node: usize, arguments: &[&str]) -> Command {
+    /// A tool as it would be run beside a node.
+    pub fn tool(&self, node: usize, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).arg("--config").arg(&self.nodes[node].config).env_clear();
         command
@@ -186,8 +197,13 @@ impl Cluster {
         running.filter_map(|node| Some((self.nodes[node].name.clone(), self.status(node)?))).collect()
     }
 
-    /// Waits until what the nodes say is what is wanted.
-    pub async fn wait_for(&self, what: &str, holds: impl Fn(&[Status]) -> bool) {
+    /// Waits until some node that runs says so.
+    pub async fn wait_for(&self, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+        self.wait_for_all(what, |said| said.iter().any(|(_, status)| holds(status))).await;
+    }
+
+    /// Waits until what all nodes that run say is what is wanted.
+    pub async fn wait_for_all(&self, what: &str, holds: impl Fn(&[Status]) -> bool) {
         let began = Instant::now();
         loop {
             let said = self.statuses();

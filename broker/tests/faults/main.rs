@@ -16,9 +16,11 @@ mod clients;
 mod cluster;
 mod learner;
 mod membership;
+mod metrics;
 mod outages;
 mod proxy;
 mod reads;
+mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
 mod trial;

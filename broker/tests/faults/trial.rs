@@ -67,7 +67,7 @@ impl Trial {
 
     /// All nodes are voters again and have all that the leader has.
     pub async fn heal(&self) {
-        self.cluster.wait_for("all nodes have caught up", is_whole).await;
+        self.cluster.wait_for_all("all nodes have caught up", is_whole).await;
     }
 
     /// The same, with a supervisor: processes that end by themselves, as nodes do that learn that they were removed, are

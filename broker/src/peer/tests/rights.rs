@@ -156,6 +156,52 @@ async fn the_shared_secret_makes_nodes_but_no_administrators() {
 }
 
 #[tokio::test]
+async fn the_authority_follows_the_files_of_the_shared_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["current", "previous"].map(|name| folder.path().join(name));
+    let write = |bytes: [u8; 2]| {
+        for (file, byte) in files.iter().zip(bytes) {
+            fs::write(file, SharedKey::from_bytes([byte; 32]).to_base64()).unwrap();
+        }
+    };
+    let key = |file: &std::path::PathBuf| SharedKey::parse(&fs::read(file).unwrap());
+    let read_files = {
+        let files = files.clone();
+        move || files.iter().map(key).collect::<Result<Vec<_>, _>>()
+    };
+    // Moving from 1 to 2: first the new one is accepted everywhere, then it signs, then the old one goes.
+    write([1, 1]);
+    let material = Material::derived(&read_files().unwrap(), Identity::node("c", "a")).unwrap();
+    material.follow_secrets(files.to_vec(), read_files);
+    let served = Served::start(&material).await;
+    let of = |bytes: &[u8]| {
+        let keys: Vec<_> = bytes.iter().map(|byte| SharedKey::from_bytes([*byte; 32])).collect();
+        client(&Material::derived(&keys, Identity::node("c", "b")).unwrap())
+    };
+    refusal(read(&of(&[2, 1]), served.peer("a")).await);
+    for (step, taken, refused) in
+        [([1, 2], &[2, 1][..], None), ([2, 1], &[2][..], Some(&[1][..])), ([2, 2], &[2], Some(&[1, 2]))]
+    {
+        write(step);
+        let start = Instant::now();
+        while read(&of(taken), served.peer("a")).await.is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the secrets {step:?} are not used");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        while let Some(refused) = refused
+            && read(&of(refused), served.peer("a")).await.is_ok()
+        {
+            assert!(start.elapsed() < Duration::from_secs(20), "after {step:?} {refused:?} is still taken");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    // What is no key changes nothing.
+    fs::write(&files[0], "half").unwrap();
+    read(&of(&[2]), served.peer("a")).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn the_socket_is_private_and_goes_with_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(SOCKET_FILE);

@@ -23,7 +23,7 @@ use super::super::{
 };
 use crate::store::{
     self, Reader, Store,
-    command::{COMMAND_VERSION, Kind},
+    command::{self, Kind},
     engine::{
         self, Durability, Engine,
         fjall::{Fjall, FjallOptions},
@@ -275,7 +275,7 @@ impl Running {
 
 pub(super) fn entry(kind: Kind) -> Bytes {
     let commands = vec![proto::Command { identity: None, kind: Some(kind) }];
-    proto::Entry { command_version: COMMAND_VERSION, now_nanos: 1, commands }.encode_to_vec().into()
+    command::entry(1, commands).encode_to_vec().into()
 }
 
 /// With enough data that a store of a hundred of them takes several chunks.

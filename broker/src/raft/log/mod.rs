@@ -8,6 +8,7 @@
 
 mod found;
 mod mark;
+mod stopped;
 mod tail;
 mod writer;
 
@@ -29,6 +30,7 @@ use openraft::{
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
+pub(super) use self::stopped::Stopped;
 use self::{
     found::Found,
     tail::Tail,

@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use databroker_proto::internal::{
-    Clear, Cleared, Cluster, ConfirmRetired, Init, Membership, RaiseCommandVersion, Reshaped, RetiredNode,
+    Clear, Cleared, Cluster, ConfirmRetired, Init, Membership, RaiseCommandVersion, Recover, Reshaped, RetiredNode,
     SetCheckpoint, SetShape, ShapeMember,
 };
 
 use super::{
     super::{
         Error,
-        command::{Answer, COMMAND_VERSION, Reason, outcome},
+        command::{Answer, FIRST_VERSION, Reason, outcome},
         keyspace::NAME_BYTES_MAX,
     },
     Batch,
@@ -46,7 +46,8 @@ impl Batch<'_> {
         self.state.server_version = init.server_version;
         let cluster = self.cluster_mut();
         cluster.id = init.cluster_id;
-        cluster.command_version = COMMAND_VERSION;
+        // Not what this build knows: nodes of all releases must make the same of the same command.
+        cluster.command_version = FIRST_VERSION;
         self.install_defaults()?;
         Ok(done)
     }
@@ -73,6 +74,23 @@ impl Batch<'_> {
         self.install_defaults()?;
         let cleared = Cleared { old_server_version, new_server_version: clear.server_version };
         Ok(Answer::of(outcome::Kind::Cleared(cleared)))
+    }
+
+    /// Goes on as the store of another cluster, of one node: with all records and their versions, but under a server
+    /// version of its own, for what the lost nodes have acknowledged may be missing. Whom the old cluster has removed
+    /// is its own affair.
+    pub(super) fn recover(&mut self, recover: Recover) -> Answer {
+        let Recover { cluster_id, server_version, name } = recover;
+        if server_version == 0 || cluster_id.is_empty() {
+            return Answer::rejected(Reason::InvalidData, "a cluster id and a server version other than 0 are needed");
+        }
+        self.state.server_version = server_version;
+        let cluster = self.cluster_mut();
+        cluster.id = cluster_id;
+        cluster.shape.retain(|member| member.name == name);
+        cluster.shape_generation = cluster.shape_generation.saturating_add(1);
+        cluster.retired.clear();
+        Answer::of(outcome::Kind::Done(Default::default()))
     }
 
     /// Stores two numbers for whoever asked.

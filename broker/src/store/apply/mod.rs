@@ -151,6 +151,7 @@ impl Batch<'_> {
             Kind::ConfirmRetired(confirm) => Ok(self.confirm_retired(&confirm)),
             Kind::RaiseCommandVersion(raise) => Ok(self.raise_command_version(&raise)),
             Kind::Init(init) => self.init(init),
+            Kind::Recover(recover) => Ok(self.recover(recover)),
         }
     }
 

@@ -53,8 +53,8 @@ impl Seen {
 ///
 /// # Errors
 /// There is no thread to be had.
-pub(super) fn start(tree: &Arc<Tree>, every: Duration) -> io::Result<mpsc::Sender<()>> {
-    let (stop, stopped) = mpsc::channel();
+pub(super) fn start(tree: &Arc<Tree>, every: Duration) -> io::Result<mpsc::SyncSender<()>> {
+    let (stop, stopped) = mpsc::sync_channel(1);
     let tree = Arc::downgrade(tree);
     let watch = move || {
         let (mut written, mut pause) = (0, every);

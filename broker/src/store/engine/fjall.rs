@@ -92,7 +92,7 @@ pub struct Fjall {
     /// The number of the last batch.
     committed: AtomicU64,
     /// Ends the thread that compacts.
-    _compactor: Option<mpsc::Sender<()>>,
+    _compactor: Option<mpsc::SyncSender<()>>,
 }
 
 /// The database and its one tree.

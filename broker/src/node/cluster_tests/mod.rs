@@ -1,0 +1,171 @@
+//! Several nodes in one process, each with a folder of its own, over a network that only knows who runs.
+//!
+//! Not here: real processes (`tests/it`), and what a cut network does (`raft::cluster_tests`).
+
+mod clocks;
+mod recovery;
+mod releases;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use databroker_proto::internal::{PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply};
+use futures::{FutureExt as _, future::BoxFuture};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::*;
+use crate::{
+    raft::{
+        Retention, Timers,
+        runtime::SystemClock,
+        transport::{CallError, Peer, Transport},
+    },
+    store::{self, command::COMMAND_VERSION},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who runs, by address.
+#[derive(Default)]
+struct Hub(Mutex<BTreeMap<String, Node>>);
+
+struct Line(Arc<Hub>);
+
+impl Line {
+    fn reach(&self, to: &Peer) -> Result<Node, CallError> {
+        let unreachable = || CallError::Unreachable { peer: to.member.name.clone(), reason: "it is stopped".into() };
+        self.0.0.lock().get(&to.member.raft_address).cloned().ok_or_else(unreachable)
+    }
+}
+
+fn refused(peer: String) -> impl Fn(Refused) -> CallError {
+    move |error| CallError::Refused { peer: peer.clone(), reason: error.to_string() }
+}
+
+impl Transport for Line {
+    fn call(
+        &self,
+        to: Peer,
+        request: PeerRequest,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<PeerReply, CallError>> {
+        let (node, peer) = (self.reach(&to), to.member.name);
+        async move {
+            let node = node?;
+            let answer = timeout(patience, node.answer(request)).await;
+            answer.map_err(|_| CallError::TimedOut { peer: peer.clone() })?.map_err(refused(peer))
+        }
+        .boxed()
+    }
+
+    fn send_snapshot(
+        &self,
+        to: Peer,
+        chunks: mpsc::Receiver<SnapshotChunk>,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<SnapshotReply, CallError>> {
+        let (node, peer) = (self.reach(&to), to.member.name);
+        async move { node?.install(ReceiverStream::new(chunks)).await.map_err(refused(peer)) }.boxed()
+    }
+}
+
+/// Three places for nodes, "a", "b" and "c", and a fourth.
+struct Cluster {
+    hub: Arc<Hub>,
+    folder: tempfile::TempDir,
+    running: BTreeMap<&'static str, Node>,
+    clocks: BTreeMap<&'static str, Arc<Shifted>>,
+}
+
+/// The machine's clock, but for so many milliseconds.
+#[derive(Default)]
+struct Shifted(AtomicU64);
+
+impl Clock for Shifted {
+    fn now_nanos(&self) -> u64 {
+        SystemClock.now_nanos() + self.0.load(Relaxed) * 1_000_000
+    }
+}
+
+fn shaped(name: &str) -> ShapeMember {
+    ShapeMember { name: name.into(), raft_address: format!("{name}:1"), ..Default::default() }
+}
+
+fn put(id: &str) -> Kind {
+    use prost::Message as _;
+    let record = databroker_proto::Record { r#type: "t".into(), id: id.into(), ..Default::default() };
+    Kind::Put(Put { records: vec![record.encode_to_vec().into()] })
+}
+
+impl Cluster {
+    /// Three voters of these builds.
+    async fn of(builds: [u32; 3]) -> Self {
+        let (hub, folder) = (Arc::default(), tempfile::tempdir().unwrap());
+        let mut cluster = Self { hub, folder, running: BTreeMap::new(), clocks: BTreeMap::new() };
+        for (name, knows) in ["a", "b", "c"].into_iter().zip(builds) {
+            cluster.start(name, knows).await.unwrap();
+        }
+        cluster.running["a"].init(None).await.unwrap();
+        cluster.eventually("there are three voters", |nodes| nodes.iter().all(|node| node.status().voters == 3)).await;
+        cluster
+    }
+
+    fn options(&self, name: &str, knows: u32) -> Options {
+        let folder: &Path = self.folder.path();
+        let ShapeMember { name, raft_address, grpc_address } = shaped(name);
+        Options {
+            bootstrap: Bootstrap::Explicit,
+            timers: Timers { heartbeat_ms: 60, election_ms_min: 300, election_ms_max: 500 },
+            // Whoever is away for a hundred entries gets a store.
+            retention: Retention { sync_entries: 20, keep_entries: 5, ..Retention::default() },
+            store: store::Options { knows, ..store::Options::default() },
+            transport: Arc::new(Line(self.hub.clone())),
+            configured: ["a", "b", "c"].map(shaped).into(),
+            member: Member { name: name.clone(), raft_address, grpc_address },
+            ..Options::new(Storage::Folder(folder.join(name)))
+        }
+    }
+
+    async fn start(&mut self, name: &'static str, knows: u32) -> Result<Node, OpenError> {
+        let clock = self.clocks.entry(name).or_default().clone();
+        let node = Node::open(Options { clock, ..self.options(name, knows) }).await?;
+        self.hub.0.lock().insert(format!("{name}:1"), node.clone());
+        self.running.insert(name, node.clone());
+        Ok(node)
+    }
+
+    async fn stop(&mut self, name: &'static str) {
+        self.hub.0.lock().remove(&format!("{name}:1"));
+        self.running.remove(name).unwrap().shutdown().await;
+    }
+
+    fn leader(&self) -> Option<&Node> {
+        self.running.values().find(|node| node.role().leads)
+    }
+
+    async fn eventually(&self, what: &str, holds: impl Fn(&[&Node]) -> bool) {
+        let polling = async {
+            while !holds(&self.running.values().collect::<Vec<_>>()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, polling).await.is_ok(), "never happened: {what}");
+    }
+
+    async fn all_equal(&self) {
+        self.eventually("all stores are equal", |nodes| {
+            let hashes: Vec<_> = nodes.iter().map(|node| node.reader().snapshot().hash().unwrap()).collect();
+            hashes.windows(2).all(|two| two[0] == two[1])
+        })
+        .await;
+    }
+
+    async fn end(mut self) {
+        for name in self.running.keys().copied().collect::<Vec<_>>() {
+            self.stop(name).await;
+        }
+    }
+}
