@@ -56,7 +56,7 @@ pub use self::{
     answer::Refused,
     handover::Error as HandoverError,
     hello::{NoSeeds, Seeds},
-    open::{Bootstrap, Founding, OpenError, Options, Parts, Storage},
+    open::{Bootstrap, Founding, OpenError, Options, Parts, Peers, Storage},
     sweep::ChangeLog,
 };
 
