@@ -20,10 +20,13 @@ use super::{
     runtime::{self, Failure, Lane, Runtime},
     snapshot::{Receiver, SnapshotData},
 };
-use crate::store::{
-    self, Position, Progress, Reader, Step, Store,
-    engine::{self, Engine},
-    transfer::Arrived,
+use crate::{
+    mutation::{self, Mutation},
+    store::{
+        self, Position, Progress, Reader, Step, Store,
+        engine::{self, Engine},
+        transfer::Arrived,
+    },
 };
 
 /// What one batch holds at most: it lies in memory twice, and nobody in it is answered before its end.
@@ -233,7 +236,9 @@ impl<R: Runtime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig<R>, SnapshotData>> {
-        self.shared.sync().await?;
+        if !mutation::active(Mutation::PurgeBeyondSynced) {
+            self.shared.sync().await?;
+        }
         self.shared.receiver.tidy();
         let snapshot = SnapshotData::Taken(self.snapshot.clone());
         Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot })

@@ -20,10 +20,13 @@ use super::{
     SnapshotMeta, TypeConfig, Vote, convert, rpc,
     runtime::{self, Failure, Lane, Runtime},
 };
-use crate::store::{
-    Snapshot,
-    engine::{self, shelf::Shelf},
-    transfer::{self, Arrived, Claim, Incoming, Outgoing},
+use crate::{
+    mutation::{self, Mutation},
+    store::{
+        Snapshot,
+        engine::{self, shelf::Shelf},
+        transfer::{self, Arrived, Claim, Incoming, Outgoing},
+    },
 };
 
 /// How long either end waits for the next chunk, and the sender for the answer: the receiver syncs what it has and reads
@@ -179,6 +182,9 @@ impl Receiver {
         let shelf = self.shelf.clone();
         let begin = move || {
             let engine = shelf.begin().map_err(InstallError::Room)?;
+            if mutation::active(Mutation::ClearBeforeInstall) {
+                shelf.adopt().map_err(InstallError::Room)?;
+            }
             Ok::<_, InstallError>(Incoming::new(engine, format)?)
         };
         let mut incoming = self.on_lane(begin).await?;

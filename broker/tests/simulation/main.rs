@@ -23,9 +23,12 @@ mod cluster;
 mod disk;
 mod faults;
 mod judge;
+#[cfg(feature = "mutations")]
+mod mutations;
 mod network;
 mod records;
 mod runtime;
+mod scripted;
 mod trial;
 mod world;
 
@@ -92,21 +95,44 @@ impl Sum {
     }
 }
 
+/// A world that takes longer than this, in real time, goes round in circles without its time moving on.
+const ENDLESS: Duration = Duration::from_secs(120);
+
+/// Seeds under way, and since when.
+type UnderWay = Mutex<BTreeMap<u64, Instant>>;
+
+/// Ends the process, for a circle cannot be left from outside.
+fn watch_for_circles(under_way: &UnderWay, is_done: impl Fn() -> bool) {
+    while !is_done() {
+        std::thread::sleep(Duration::from_millis(50));
+        let endless = under_way.lock().iter().find(|(_, since)| since.elapsed() > ENDLESS).map(|(seed, _)| *seed);
+        if let Some(seed) = endless {
+            println!("seed {seed} goes round in circles: R11\n  again with: SIMULATION_SEED={seed} e2e/test simulation");
+            std::process::exit(1);
+        }
+    }
+}
+
 /// Runs seeds until they are through, the time is over, or several have failed.
 fn run_all(seeds: &[u64], limit: Duration) -> Sum {
     /// More say no more.
     const FAILURES_MAX: usize = 5;
     let (next, sum, began) = (AtomicU64::new(0), Mutex::new(Sum::default()), Instant::now());
+    let (under_way, idle) = (UnderWay::default(), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 while began.elapsed() < limit && sum.lock().failed.len() < FAILURES_MAX {
-                    let Some(seed) = seeds.get(next.fetch_add(1, Relaxed) as usize) else { return };
+                    let Some(seed) = seeds.get(next.fetch_add(1, Relaxed) as usize) else { break };
+                    under_way.lock().insert(*seed, Instant::now());
                     let outcome = run(*seed);
+                    under_way.lock().remove(seed);
                     sum.lock().add(outcome);
                 }
+                idle.fetch_add(1, Relaxed);
             });
         }
+        watch_for_circles(&under_way, || idle.load(Relaxed) == THREADS as u64);
     });
     let sum = sum.into_inner();
     sum.print(began.elapsed());

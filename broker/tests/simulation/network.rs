@@ -61,6 +61,8 @@ pub struct Rules {
     pub chunk_delay: u64,
     /// Transfers of stores in whose middle the receiver dies, of a thousand.
     pub accidents: u64,
+    /// A host that does not hear what the leader did with its clients' writes, for as long as this is set.
+    pub deaf: Option<usize>,
 }
 
 impl Rules {
@@ -154,8 +156,23 @@ impl Network {
             self.look_at_answer(&request, reply);
         }
         self.world.note(format_args!("{to}>{from} {name} {}", if answer.is_ok() { "ok" } else { "refused" }));
+        if matches!(request.kind, Some(peer_request::Kind::Forward(_))) {
+            self.reach_ears(from, &peer).await?;
+        }
         self.pass(to, from, &peer).await?;
         answer.map_err(|error| CallError::Refused { peer, reason: error.to_string() })
+    }
+
+    /// What came for a deaf host is lost when it hears again.
+    async fn reach_ears(&self, host: usize, peer: &str) -> Result<(), CallError> {
+        let is_deaf = || self.rules.lock().deaf == Some(host);
+        if !is_deaf() {
+            return Ok(());
+        }
+        while is_deaf() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        Err(unreachable(peer, "the answer was lost"))
     }
 
     fn deliver_again(self: &Arc<Self>, from: usize, to: usize, request: PeerRequest) {
@@ -245,7 +262,7 @@ impl Network {
             self.world.note(format_args!("{from}>{to} chunk"));
             if accident && matches!(chunk.kind, Some(snapshot_chunk::Kind::Rows(_))) && self.world.chance(300) {
                 self.world.count("died while a store arrived");
-                drop(self.accidents.try_send(to));
+                self.accidents.try_send(to).ok();
             }
             // The receiver went away: why is in its answer.
             if timeout(patience, feed.send(chunk)).await.map_err(|_| timed_out())?.is_err() {

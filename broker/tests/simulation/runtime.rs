@@ -260,6 +260,7 @@ impl Executor for Lanes {
                     if catch_unwind(AssertUnwindSafe(|| job.map(|job| job()))).is_err() {
                         return failure.report(format_args!("the lane {name:?} panicked"));
                     }
+                    publish_late(&world);
                 }
             }
         });
@@ -279,6 +280,22 @@ fn delay(lane: &str, world: &World) -> Duration {
         _ => world.millis(0..3),
     }
 }
+
+/// Mutations that publish late do so a while after the job that should have.
+#[cfg(feature = "mutations")]
+fn publish_late(world: &Arc<World>) {
+    use databroker::mutation::{self, Mutation};
+    if mutation::active(Mutation::AnswerBeforeBatch) || mutation::active(Mutation::StreamAheadOfApplied) {
+        let world = world.clone();
+        spawn(async move {
+            world.pause(1..8).await;
+            mutation::publish_late();
+        });
+    }
+}
+
+#[cfg(not(feature = "mutations"))]
+fn publish_late(_: &Arc<World>) {}
 
 /// A clock that goes right but may be set wrong.
 pub struct SimulatedClock {

@@ -1,8 +1,13 @@
 //! One seed from its beginning to its verdict.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
-use databroker::store::Progress;
+use databroker::{mutation::Mutation, store::Progress};
 use databroker_proto::internal::member_status::Role;
 
 use crate::{
@@ -43,14 +48,37 @@ impl Outcome {
     }
 }
 
-/// Runs a seed.
-pub fn run(seed: u64) -> Outcome {
-    run_as(seed, false, |_| {})
+thread_local! {
+    /// A world is under way: what panics in it is judged, not printed.
+    static IN_WORLD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a seed, in a climate that was changed.
-pub fn run_as(seed: u64, keeps_ids: bool, change: impl FnOnce(&mut Climate)) -> Outcome {
-    runtime::run(seed, async move {
+/// Panics of other threads are printed as ever.
+fn keep_quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IN_WORLD.get() || std::env::var_os("SIMULATION_SEED").is_some() {
+                loud(panic);
+            }
+        }));
+    });
+}
+
+/// Runs a seed.
+pub fn run(seed: u64) -> Outcome {
+    run_as(seed, None, |_| {})
+}
+
+/// Runs a seed with a rule broken, in a climate that was changed.
+pub fn run_as(seed: u64, mutation: Option<Mutation>, change: impl FnOnce(&mut Climate)) -> Outcome {
+    keep_quiet();
+    IN_WORLD.set(true);
+    #[cfg(feature = "mutations")]
+    databroker::mutation::set(mutation);
+    let keeps_ids = mutation == Some(Mutation::WipedKeepsId);
+    let outcome = runtime::run(seed, async move {
         let world = Arc::new(World::new(seed));
         let mut climate = Climate::of(&world);
         change(&mut climate);
@@ -68,7 +96,9 @@ pub fn run_as(seed: u64, keeps_ids: bool, change: impl FnOnce(&mut Climate)) -> 
             counts,
             virtual_time: world.time(),
         }
-    })
+    });
+    IN_WORLD.set(false);
+    outcome
 }
 
 async fn live(world: &Arc<World>, climate: Climate, keeps_ids: bool) {

@@ -10,6 +10,7 @@ use databroker_proto::internal::{Answers, Identity, Membership, Outcome, Remembe
 use prost::Message as _;
 
 use super::super::{
+    super::mutation::{self, Mutation},
     Error,
     codec::{KeyReader, KeyWriter},
     engine::View,
@@ -66,6 +67,9 @@ impl Memory {
             origin.settled = identity.settled;
             origin.answers = origin.answers.split_off(&identity.settled);
             self.changed.insert(identity.origin);
+        }
+        if mutation::active(Mutation::NoMemoryOfRequests) {
+            return Recall::New;
         }
         if identity.request < origin.settled {
             return Recall::Settled;
