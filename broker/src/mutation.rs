@@ -40,6 +40,9 @@ pub enum Mutation {
 }
 
 impl Mutation {
+    /// Those that publish late what was applied: the first all of it, the second not what streams read.
+    pub(crate) const LATE: [Self; 2] = [Self::AnswerBeforeBatch, Self::StreamAheadOfApplied];
+
     /// All of them.
     pub const ALL: [Self; 15] = [
         Self::AcknowledgeBeforeSync,

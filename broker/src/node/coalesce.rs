@@ -303,7 +303,10 @@ impl<R: Runtime> Flight<R> {
             }
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
-            drop(timeout(RETRY, role.changed()).await);
+            if let Ok(Err(_)) = timeout(RETRY, role.changed()).await {
+                // Nobody tells the role any more: the replica has stopped, and to ask again would go round in circles.
+                return self.batch.refuse(|| super::stopped(&self.ground.failure));
+            }
             if !self.batch.refuse_expired() {
                 return;
             }

@@ -260,11 +260,14 @@ impl<R: Runtime> Node<R> {
         Ok(self.shared.reader.snapshot())
     }
 
-    /// The only voter leads, and has applied an entry of its own term: then everything acknowledged, now or before a
-    /// restart, has been applied and published.
+    /// The only member leads, and has applied an entry of its own term: then everything acknowledged, now or before a
+    /// restart, has been applied and published. A learner could have applied, and streamed, more than its leader.
     fn needs_no_fence(&self, snapshot: &Snapshot) -> bool {
         let role = self.role();
-        role.leads && role.alone && snapshot.progress().applied.is_some_and(|applied| applied.term == role.term)
+        role.leads
+            && role.alone
+            && role.members == 1
+            && snapshot.progress().applied.is_some_and(|applied| applied.term == role.term)
     }
 
     async fn reach_fence(&self) -> Result<(), Error> {

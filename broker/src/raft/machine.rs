@@ -36,6 +36,8 @@ const BATCH_ENTRIES_MAX: usize = 1024;
 /// openraft's view of the store.
 pub(super) struct Machine {
     shared: Arc<Shared>,
+    /// Entries below this index are in this node's log.
+    written_below: watch::Receiver<u64>,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -68,6 +70,7 @@ impl Machine {
         store: Store,
         lane: Arc<dyn Lane>,
         receiver: Receiver,
+        written_below: watch::Receiver<u64>,
         failure: Failure,
         observer: Arc<dyn Observer>,
         bounds: Retention,
@@ -90,7 +93,7 @@ impl Machine {
             ledger: Mutex::new(Ledger::new(bounds)),
             sync_due: Notify::new(),
         };
-        Ok(Self { shared: Arc::new(shared), applied, membership })
+        Ok(Self { shared: Arc::new(shared), written_below, applied, membership })
     }
 
     /// Where the store stands.
@@ -104,6 +107,7 @@ impl Machine {
 
     async fn apply_batch<R: Runtime>(&mut self, batch: Batch<R>) -> io::Result<()> {
         let Some(last) = batch.steps.last().map(|(position, _)| convert::log_id(*position)) else { return Ok(()) };
+        self.until_written(last.index).await?;
         let shared = self.shared.clone();
         let (steps, waiting) = (batch.steps, batch.waiting);
         runtime::call(&*self.shared.lane, move || shared.apply(steps, waiting)).await??;
@@ -113,6 +117,18 @@ impl Machine {
             self.shared.sync_due.notify_one();
         }
         Ok(())
+    }
+
+    /// A majority elsewhere may commit an entry before this node has written it. It is applied once this node's own log
+    /// has it: else a crash would leave a store that is ahead of its log, which is what damage looks like.
+    async fn until_written(&mut self, index: u64) -> io::Result<()> {
+        tokio::select! {
+            biased;
+            written = self.written_below.wait_for(|below| *below > index) => {
+                written.map(drop).map_err(|_| io::Error::other("the log has stopped"))
+            }
+            reason = self.shared.failure.wait() => Err(io::Error::other(reason.to_string())),
+        }
     }
 }
 
@@ -131,7 +147,7 @@ impl Shared {
     }
 
     /// The order matters: apply publishes, then the callers hear of it, then the streams.
-    fn apply<R: Runtime>(&self, steps: Vec<(Position, Step)>, waiting: Vec<Waiting<R>>) -> io::Result<()> {
+    fn apply<R: Runtime>(self: &Arc<Self>, steps: Vec<(Position, Step)>, waiting: Vec<Waiting<R>>) -> io::Result<()> {
         let (started, entries) = (Instant::now(), steps.len());
         let mut store = self.store.lock();
         let answers = store.apply(steps).map_err(|error| self.fail(error))?;
@@ -139,7 +155,8 @@ impl Shared {
         for (responder, answers) in waiting.into_iter().zip(answers) {
             responder.into_iter().for_each(|responder| responder.send(answers.clone()));
         }
-        self.announce();
+        let shared = self.clone();
+        mutation::publish(&Mutation::LATE, move || shared.announce());
         Ok(())
     }
 

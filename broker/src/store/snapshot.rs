@@ -100,12 +100,11 @@ impl Reader {
             }
         }
         let shared = self.0.clone();
-        let late = [Mutation::AnswerBeforeBatch, Mutation::StreamAheadOfApplied];
-        mutation::publish(&late, move || shared.newest.store(snapshot));
+        mutation::publish(&Mutation::LATE, move || shared.newest.store(snapshot));
         drop(table);
         // After the snapshot: what a stream shows, a read finds.
         let shared = self.0.clone();
-        mutation::publish(&late[..1], move || {
+        mutation::publish(&Mutation::LATE[..1], move || {
             shared.tail.extend(server_version, latest_record_version, cleared, changes);
         });
     }

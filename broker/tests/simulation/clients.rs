@@ -212,8 +212,8 @@ impl Clients {
                 return;
             }
             let (key, floor) = (self.key(), self.world.judge.lock().floor());
-            let wanted = key.clone();
-            let asked = self.cluster.call(self.host(), self.patience(), move |node| async move {
+            let (wanted, host, since) = (key.clone(), self.host(), self.world.time());
+            let asked = self.cluster.call(host, self.patience(), move |node| async move {
                 let snapshot = node.fence().await.ok()?;
                 let progress = snapshot.progress();
                 let found = snapshot.get(&wanted.0, &wanted.1).unwrap();
@@ -221,7 +221,8 @@ impl Clients {
             });
             if let Some(Some((place, found))) = asked.await {
                 self.world.count("fenced reads");
-                self.world.judge.lock().read(key, place, floor, found.map(|record| record.into_bytes()));
+                let who = format!("a read of node-{host} from {since:?} to {:?}", self.world.time());
+                self.world.judge.lock().read(who, key, place, floor, found.map(|record| record.into_bytes()));
             }
         }
     }
@@ -286,8 +287,11 @@ impl Clients {
                         self.world.judge.lock().lease("lease", &id, times, ttl, SKEW_MAX);
                         self.world.count("leases");
                     }
-                    // An answer that was lost may have changed when it ends.
-                    None => _ = held.then(|| self.world.judge.lock().release("lease")),
+                    // What was lost on the way may still come, and make it end earlier: nothing is known any more.
+                    None => {
+                        self.world.judge.lock().release("lease");
+                        break;
+                    }
                     _ => break,
                 }
                 self.world.pause(50..600).await;

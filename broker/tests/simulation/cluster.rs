@@ -28,7 +28,7 @@ use crate::{
     auditor,
     disk::Disk,
     network::{Endpoint, Line, Network, member},
-    runtime::{Lanes, Process, Simulated, SimulatedClock, Slowness},
+    runtime::{Lanes, Process, Simulated, SimulatedClock, Slowness, Stalled},
     world::World,
 };
 
@@ -47,6 +47,7 @@ pub struct Host {
     running: Mutex<Option<Running>>,
     pub skew: Arc<AtomicI64>,
     pub slowness: Slowness,
+    pub stalled: Stalled,
 }
 
 /// A process from the moment it is started.
@@ -84,6 +85,7 @@ impl Cluster {
             running: Mutex::default(),
             skew: Arc::new(AtomicI64::new(0)),
             slowness: Arc::new(AtomicU64::new(1)),
+            stalled: Stalled::default(),
         };
         let cluster = Arc::new(Self { world, network, hosts: (0..hosts).map(host).collect(), keeps_ids });
         let judge = Arc::downgrade(&cluster);
@@ -130,7 +132,7 @@ impl Cluster {
             return;
         }
         let process = Arc::new(Process::default());
-        let lanes = Arc::new(Lanes::new(self.world.clone(), process.clone(), it.slowness.clone()));
+        let lanes = Arc::new(Lanes::new(self.world.clone(), process.clone(), it.slowness.clone(), it.stalled.clone()));
         *it.running.lock() = Some(Running { process: process.clone(), lanes: lanes.clone(), node: None });
         self.set_aside(host);
         let failure = Failure::default();
@@ -316,8 +318,8 @@ impl Cluster {
 
     /// R13, by what is on the disks: a majority of the voters to come has nearly all of the log.
     fn judge_change(&self, index: u64, target: &BTreeSet<u64>) {
-        // What the product allows, and as much again for what was under way while it looked.
-        const BEHIND_MAX: u64 = 2 * databroker::node::shape::CAUGHT_UP_MAX;
+        // What the product allows, and something for what was under way while it looked.
+        const BEHIND_MAX: u64 = databroker::node::shape::CAUGHT_UP_MAX + 64;
         let caught_up = self.hosts.iter().filter(|host| {
             let disk = host.disk.lock();
             let is_one = disk.node_id().is_some_and(|node| target.contains(&node));

@@ -3,7 +3,7 @@
 //! A power loss keeps what was synced and some of the batches written since, in order; the death of a process keeps all
 //! that was written. Not here: when disks crash (`faults`), what is on them.
 
-use std::{ops::Bound, sync::Arc};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use databroker::{
@@ -184,6 +184,16 @@ impl Disk {
     pub fn vote(&self) -> (u64, u64) {
         let vote = self.log.get(1, b"vote").and_then(|vote| internal::Vote::decode(vote).ok()).unwrap_or_default();
         (vote.term, vote.node.unwrap_or(0))
+    }
+
+    /// The voters of the membership that the store has applied; none while a change is half done.
+    pub fn applied_voters(&self) -> Option<BTreeSet<u64>> {
+        let stored = self.store().get(Keyspace::Metadata.space().0, b"membership")?;
+        let stored = internal::StoredMembership::decode(stored).ok()?;
+        match internal::Membership::decode(stored.membership).ok()?.voters.as_slice() {
+            [voters] => Some(voters.nodes.iter().copied().collect()),
+            _ => None,
+        }
     }
 
     /// The last index of the log.

@@ -346,7 +346,8 @@ pub fn voters(cluster: &Cluster) -> Option<BTreeSet<u64>> {
 
 /// The voters are those of the shape, each on the disk of its host.
 pub fn is_settled(cluster: &Cluster) -> bool {
-    let Some(leader) = cluster.leader().and_then(|leader| cluster.node(leader)) else { return false };
+    let Some(host) = cluster.leader() else { return false };
+    let Some(leader) = cluster.node(host) else { return false };
     let status = leader.cluster_status();
     let Some(voters) = voters(cluster) else { return false };
     let disks: BTreeSet<u64> = cluster
@@ -356,5 +357,9 @@ pub fn is_settled(cluster: &Cluster) -> bool {
         .filter_map(|host| host.disk.lock().node_id())
         .collect();
     let members = status.members.iter().filter(|member| Role::try_from(member.role) != Ok(Role::Waiting));
-    status.next_step.is_empty() && voters == disks && members.count() == voters.len()
+    let committed = cluster.hosts[host].disk.lock().applied_voters();
+    status.next_step.is_empty()
+        && voters == disks
+        && committed.as_ref() == Some(&voters)
+        && members.count() == voters.len()
 }

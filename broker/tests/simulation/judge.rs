@@ -84,6 +84,8 @@ struct Acknowledged {
 }
 
 struct Read {
+    /// Where and when.
+    who: String,
     key: Key,
     place: Place,
     floor: Floor,
@@ -193,8 +195,8 @@ impl Judge {
     }
 
     /// A fenced read was answered.
-    pub fn read(&mut self, key: Key, place: Place, floor: Floor, found: Option<Bytes>) {
-        self.reads.push(Read { key, place, floor, found });
+    pub fn read(&mut self, who: String, key: Key, place: Place, floor: Floor, found: Option<Bytes>) {
+        self.reads.push(Read { who, key, place, floor, found });
     }
 
     /// A node's store stands at a position.
@@ -436,9 +438,9 @@ impl Judge {
             }
         }
         let mut found = None;
-        for Read { key, place, floor, found: read } in &self.reads {
+        for Read { who, key, place, floor, found: read } in &self.reads {
             if let Err(what) = self.reaches(*place, floor, false) {
-                found = Some(("R7", format!("a read saw {what}")));
+                found = Some(("R7", format!("{who} saw {what}")));
                 break;
             }
             let (server, version) = *place;
@@ -452,7 +454,7 @@ impl Judge {
             });
             if complete && last != *read {
                 found =
-                    Some(("R5", format!("a read of {key:?} at {version} found what the history does not have there")));
+                    Some(("R5", format!("{who}, of {key:?} at {version}, found what the history does not have there")));
                 break;
             }
         }

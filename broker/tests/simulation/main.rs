@@ -8,7 +8,7 @@
 //!
 //! Runs with `RUSTFLAGS="--cfg tokio_unstable"` only, for tokio's seeded scheduler: see `e2e/test simulation`.
 //!
-//! Environment: `SIMULATION_SEED` (one seed, with its trace), else `SIMULATION_SEEDS` (how many; default 40) or
+//! Environment: `SIMULATION_SEED` (one seed; with `SIMULATION_TRACE` all of its trace), else `SIMULATION_SEEDS` (how many; default 40) or
 //! `SIMULATION_MINUTES` (default 3), whichever is first, from `SIMULATION_FIRST` on (default: random, printed).
 //!
 //! Not here: real disks, sockets and threads (`crash`, `faults`).
@@ -107,7 +107,9 @@ fn watch_for_circles(under_way: &UnderWay, is_done: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(50));
         let endless = under_way.lock().iter().find(|(_, since)| since.elapsed() > ENDLESS).map(|(seed, _)| *seed);
         if let Some(seed) = endless {
-            println!("seed {seed} goes round in circles: R11\n  again with: SIMULATION_SEED={seed} e2e/test simulation");
+            println!(
+                "seed {seed} goes round in circles: R11\n  again with: SIMULATION_SEED={seed} e2e/test simulation"
+            );
             std::process::exit(1);
         }
     }

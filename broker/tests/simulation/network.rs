@@ -155,7 +155,10 @@ impl Network {
         if let Ok(reply) = &answer {
             self.look_at_answer(&request, reply);
         }
-        self.world.note(format_args!("{to}>{from} {name} {}", if answer.is_ok() { "ok" } else { "refused" }));
+        match &answer {
+            Ok(_) => self.world.note(format_args!("{to}>{from} {name} ok")),
+            Err(why) => self.world.note(format_args!("{to}>{from} {name} refused: {why}")),
+        }
         if matches!(request.kind, Some(peer_request::Kind::Forward(_))) {
             self.reach_ears(from, &peer).await?;
         }

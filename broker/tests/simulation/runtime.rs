@@ -203,11 +203,15 @@ impl AsyncRuntime for Scheduler {
 /// How slow a disk is: all delays are multiplied by this.
 pub type Slowness = Arc<AtomicU64>;
 
+/// The lane that does nothing for now, if any.
+pub type Stalled = Arc<Mutex<Option<&'static str>>>;
+
 /// Disk work in virtual time.
 pub struct Lanes {
     world: Arc<World>,
     process: Arc<Process>,
     slowness: Slowness,
+    stalled: Stalled,
     lanes: Mutex<Vec<Arc<Queue>>>,
 }
 
@@ -225,8 +229,8 @@ impl Lane for Queue {
 }
 
 impl Lanes {
-    pub fn new(world: Arc<World>, process: Arc<Process>, slowness: Slowness) -> Self {
-        Self { world, process, slowness, lanes: Mutex::default() }
+    pub fn new(world: Arc<World>, process: Arc<Process>, slowness: Slowness, stalled: Stalled) -> Self {
+        Self { world, process, slowness, stalled, lanes: Mutex::default() }
     }
 
     /// What a disk may still do in the moment of a crash: some of the jobs that wait are done, and nobody hears of it.
@@ -248,6 +252,7 @@ impl Executor for Lanes {
         self.lanes.lock().push(queue.clone());
         let (lane, world, slowness, failure) =
             (queue.clone(), self.world.clone(), self.slowness.clone(), failure.clone());
+        let stalled = self.stalled.clone();
         self.process.spawn(async move {
             loop {
                 lane.bell.notified().await;
@@ -255,6 +260,9 @@ impl Executor for Lanes {
                     let delay = delay(name, &world) * slowness.load(Relaxed) as u32;
                     if !delay.is_zero() {
                         tokio::time::sleep(delay).await;
+                    }
+                    while *stalled.lock() == Some(name) {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     let job = lane.jobs.lock().pop_front();
                     if catch_unwind(AssertUnwindSafe(|| job.map(|job| job()))).is_err() {

@@ -28,11 +28,15 @@ struct Scene {
 
 /// Plays a scene on so many hosts, the first three of which are voters.
 fn play<F: Future<Output = ()>>(hosts: usize, script: impl FnOnce(Scene) -> F) {
+    play_with(hosts, &[0, 1, 2], script);
+}
+
+fn play_with<F: Future<Output = ()>>(hosts: usize, voters: &'static [usize], script: impl FnOnce(Scene) -> F) {
     runtime::run(1, async move {
         let world = Arc::new(World::new(1));
         let (network, _accidents) = Network::new(world.clone());
         let cluster = Cluster::new(world.clone(), network, hosts, false);
-        cluster.found(&[0, 1, 2]).await;
+        cluster.found(voters).await;
         let scene = Scene { world: world.clone(), cluster: cluster.clone() };
         scene.until("the voters are there", |scene| is_settled(&scene.cluster)).await;
         script(scene).await;
@@ -202,6 +206,63 @@ fn a_node_that_stops_ends_the_writes_it_has_passed_on() {
         let answer = tokio::time::timeout(Duration::from_millis(100), writing).await.expect("it does not wait");
         assert!(matches!(answer.unwrap(), Some(Err(node::Error::ShuttingDown))));
         scene.cluster.network.rules.lock().deaf = None;
+    });
+}
+
+/// A majority elsewhere commits an entry before the leader itself has written it.
+#[test]
+fn a_leader_that_is_killed_before_it_has_written_what_others_have_starts_again() {
+    play(3, |scene| async move {
+        for round in 0..6 {
+            let leader = scene.leader();
+            let (stalled, cluster) = (scene.cluster.hosts[leader].stalled.clone(), scene.cluster.clone());
+            *stalled.lock() = Some("log");
+            let value = format!("{round}");
+            scene.world.judge.lock().issue(&value, key());
+            let write = records::put(&key(), &value);
+            let writing = runtime::spawn(async move {
+                cluster.call(leader, PATIENCE, |node| async move { node.propose(write).await }).await
+            });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            scene.cluster.crash(leader, false);
+            writing.abort();
+            *stalled.lock() = None;
+            scene.cluster.start(leader, None).await;
+            scene.until("all is well", |scene| is_settled(&scene.cluster)).await;
+        }
+    });
+}
+
+/// Not all that was committed is applied where it was proposed.
+#[test]
+fn a_read_on_the_only_voter_sees_what_a_learner_has_streamed() {
+    play_with(3, &[0], |scene| async move {
+        scene.propose(0, records::put(&key(), "before")).await;
+        // Host 1 becomes a learner, and no voter, for host 2 does not catch up.
+        scene.cluster.network.rules.lock().cut = [(0, 2), (2, 0)].into();
+        scene.cluster.reshape(&[0, 1, 2]).await;
+        let shown = |scene: &Scene, host: usize| {
+            scene.cluster.node(host).map_or(0, |node| node.reader().progress().latest_record_version)
+        };
+        scene.until("host 1 learns", |scene| shown(scene, 1) == 1).await;
+        *scene.cluster.hosts[0].stalled.lock() = Some("apply");
+        let cluster = scene.cluster.clone();
+        let write = records::put(&key(), "after");
+        let writing =
+            runtime::spawn(
+                async move { cluster.call(0, PATIENCE, |node| async move { node.propose(write).await }).await },
+            );
+        scene.until("host 1 shows it", |scene| shown(scene, 1) == 2).await;
+        let cluster = scene.cluster.clone();
+        let reading = runtime::spawn(async move {
+            cluster.call(0, PATIENCE, |node| async move { node.fence().await.unwrap().progress() }).await.unwrap()
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        *scene.cluster.hosts[0].stalled.lock() = None;
+        assert_eq!(reading.await.unwrap().latest_record_version, 2);
+        writing.await.unwrap().unwrap().unwrap();
+        scene.cluster.network.rules.lock().cut.clear();
+        scene.until("the voters are there", |scene| is_settled(&scene.cluster)).await;
     });
 }
 

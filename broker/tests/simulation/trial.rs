@@ -109,7 +109,7 @@ async fn live(world: &Arc<World>, climate: Climate, keeps_ids: bool) {
     cluster.found(if climate.grows { &voters[..1] } else { &voters }).await;
     let clients = Clients::start(&cluster, climate.clears, climate.writer_pause);
     if climate.grows {
-        world.pause(500..3000).await;
+        world.pause(500..4000).await;
         cluster.reshape(&voters).await;
     } else {
         world.pause(500..1500).await;

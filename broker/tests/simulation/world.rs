@@ -24,6 +24,8 @@ pub struct World {
     dice: Mutex<SmallRng>,
     trace: Mutex<Trace>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
+    /// Whether the whole trace is printed.
+    prints: bool,
     pub judge: Mutex<Judge>,
     pub began: Instant,
 }
@@ -41,6 +43,7 @@ impl World {
             dice: Mutex::new(SmallRng::seed_from_u64(seed)),
             trace: Mutex::default(),
             counts: Mutex::default(),
+            prints: std::env::var_os("SIMULATION_TRACE").is_some(),
             judge: Mutex::default(),
             began: Instant::now(),
         }
@@ -82,6 +85,9 @@ impl World {
     /// Adds a line to the trace.
     pub fn note(&self, line: fmt::Arguments<'_>) {
         let line = format!("{:>7} {line}", self.time().as_millis());
+        if self.prints {
+            println!("{line}");
+        }
         let mut trace = self.trace.lock();
         for byte in line.bytes() {
             // FNV-1a: the same on every machine and release.
