@@ -13,9 +13,9 @@ use crate::{runtime::Simulated, world::World};
 /// Every so many positions the whole store is hashed and compared with other nodes'.
 const HASH_EVERY: u64 = 64;
 
-/// Entries that a log may hold, for bytes of a node's own bound (R12): what is kept, what was not synced yet, and what a
-/// batch may add.
-const LOG_ENTRIES_MAX: u64 = 2500;
+/// Entries that a log may hold (R12): what is kept, what was not synced yet, and what is written while an append to a
+/// follower is under way, for until then the log is not purged.
+const LOG_ENTRIES_MAX: u64 = 6000;
 
 /// Watches a node for as long as it lives.
 pub async fn watch(world: Arc<World>, host: usize, node: Node<Simulated>) {

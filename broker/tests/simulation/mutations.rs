@@ -2,6 +2,8 @@
 //! nobody notices means that the simulation is too weak.
 //!
 //! Environment: `SIMULATION_MUTATIONS` (the name of one; default: all).
+//!
+//! Not here: the switches (`databroker::mutation`).
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -27,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn provoke(mutation: Mutation, climate: &mut Climate) {
     match mutation {
         Mutation::ClearBeforeInstall => climate.weather.accidents = 800,
-        Mutation::StepWithoutCatchUp => (climate.grows, climate.moves, climate.writer_pause) = (true, true, 10),
+        Mutation::StepWithoutCatchUp => (climate.grows, climate.moves, climate.writer_pause) = (true, true, 20),
         Mutation::WipedKeepsId | Mutation::NoRetirement | Mutation::SnapshotWithoutCounters => climate.moves = true,
         _ => {}
     }

@@ -1,5 +1,7 @@
 //! The records that simulated clients write: sessions whose user is a value that is written once and never again, and
 //! with claims, a map, which must not be encoded again.
+//!
+//! Not here: who writes them (`clients`).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,6 @@
 //! Scenes with a script, in virtual time: what chance would play too rarely.
+//!
+//! Not here: what chance plays (`faults`).
 
 use std::{sync::Arc, time::Duration};
 

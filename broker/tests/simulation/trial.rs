@@ -1,4 +1,6 @@
 //! One seed from its beginning to its verdict.
+//!
+//! Not here: what happens in between (`faults`, `clients`).
 
 use std::{
     cell::Cell,
@@ -177,7 +179,8 @@ fn illness(cluster: &Cluster, clients: &Clients, place: Place) -> Option<String>
 
 async fn settle(world: &World, cluster: &Cluster) {
     let since = world.time();
-    while !world.is_over() && !(is_settled(cluster) && all_retired(cluster)) {
+    let is_done = || is_settled(cluster) && all_retired(cluster);
+    while !world.is_over() && !is_done() {
         if world.time() - since > SETTLED_WITHIN {
             let status = cluster.leader().and_then(|leader| cluster.node(leader)).map(|node| node.cluster_status());
             let rule = if is_settled(cluster) { "R15" } else { "R11" };
