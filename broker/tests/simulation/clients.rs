@@ -15,7 +15,7 @@ use std::{
 use databroker::{
     node::Node,
     store::{
-        command::{Answer, Kind, outcome},
+        command::{Answer, Kind, Reason, outcome},
         tail::Changes,
     },
 };
@@ -139,7 +139,7 @@ impl Clients {
             if before.leader && after.leader && before.term == after.term {
                 judge_published(&world, &node, &answer);
             }
-            Some(answer)
+            Some(answer).filter(|answer| !came_by_removed(answer))
         });
         asked.await.flatten()
     }
@@ -316,6 +316,11 @@ impl Clients {
         self.world.judge.lock().acknowledge(&value, place, floor);
         Some(place)
     }
+}
+
+/// The node is none any longer, and whether the write took effect is not known.
+fn came_by_removed(answer: &Answer) -> bool {
+    matches!(&answer.outcome.kind, Some(outcome::Kind::Rejected(why)) if why.reason() == Reason::Removed)
 }
 
 /// Where a write of one record stands; None where it changed nothing.

@@ -91,7 +91,7 @@ impl Memory {
         self.changed.insert(identity.origin);
     }
 
-    /// Origins that are no longer members will not ask again.
+    /// Origins that are no longer members are not answered again.
     pub(in super::super) fn keep_members(&mut self, membership: &Membership) {
         let members: BTreeSet<u64> = membership.members.iter().map(|member| member.node).collect();
         let gone: Vec<u64> = self.origins.keys().filter(|origin| !members.contains(origin)).copied().collect();

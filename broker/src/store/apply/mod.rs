@@ -111,6 +111,12 @@ impl Batch<'_> {
         let Some(identity) = command.identity else {
             return self.dispatch(kind);
         };
+        if self.is_removed(identity.origin) {
+            return Ok(Answer::rejected(
+                Reason::Removed,
+                "this request came by a node that was removed from the cluster",
+            ));
+        }
         match self.memory.recall(&identity) {
             answers::Recall::New => {
                 let answer = self.dispatch(kind)?;
