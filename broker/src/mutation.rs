@@ -40,7 +40,8 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// Those that publish late what was applied: the first all of it, the second not what streams read.
+    /// Those that publish late what was applied: the first all of it but the answers, the second all but what streams
+    /// read.
     pub(crate) const LATE: [Self; 2] = [Self::AnswerBeforeBatch, Self::StreamAheadOfApplied];
 
     /// All of them.

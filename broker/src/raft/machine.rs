@@ -152,9 +152,11 @@ impl Shared {
         let mut store = self.store.lock();
         let answers = store.apply(steps).map_err(|error| self.fail(error))?;
         self.observer.applied(entries, started.elapsed());
-        for (responder, answers) in waiting.into_iter().zip(answers) {
-            responder.into_iter().for_each(|responder| responder.send(answers.clone()));
-        }
+        mutation::publish(&Mutation::LATE[1..], move || {
+            for (responder, answers) in waiting.into_iter().zip(answers) {
+                responder.into_iter().for_each(|responder| responder.send(answers.clone()));
+            }
+        });
         let shared = self.clone();
         mutation::publish(&Mutation::LATE, move || shared.announce());
         Ok(())
