@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use crate::{
     auditor::version_of,
     cluster::{Cluster, FIRST_SERVER_VERSION, HOLD},
+    faults::Climate,
     judge::Place,
     records::{self, Key, TYPES},
     runtime::{self, Simulated},
@@ -35,6 +36,7 @@ const WRITERS: usize = 4;
 const READERS: usize = 2;
 const STREAMS: usize = 3;
 const HOLDERS: usize = 3;
+const REPORTERS: usize = 2;
 
 /// Ids of each type: few, so that clients write to the same records.
 const IDS: u64 = 5;
@@ -60,15 +62,15 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn start(cluster: &Arc<Cluster>, clears: bool, pause_max: u64) -> Arc<Self> {
+    pub fn start(cluster: &Arc<Cluster>, climate: &Climate) -> Arc<Self> {
         let clients = Arc::new(Self {
             world: cluster.world.clone(),
             cluster: cluster.clone(),
             stop: AtomicBool::new(false),
-            clears,
+            clears: climate.clears,
             server_versions: AtomicU64::new(FIRST_SERVER_VERSION),
             streams: Mutex::default(),
-            pause_max,
+            pause_max: climate.writer_pause,
         });
         for writer in 0..WRITERS {
             runtime::spawn(clients.clone().write(writer));
@@ -81,6 +83,9 @@ impl Clients {
         }
         for holder in 0..HOLDERS {
             runtime::spawn(clients.clone().hold(holder));
+        }
+        for reporter in 0..if climate.reports { REPORTERS } else { 0 } {
+            runtime::spawn(clients.clone().report(reporter));
         }
         clients
     }
@@ -265,6 +270,20 @@ impl Clients {
             place.1 = version;
         }
         judge.streamed(*place);
+    }
+
+    /// Says that a service is there, which then is for a short while: what expires is swept.
+    async fn report(self: Arc<Self>, reporter: usize) {
+        while !self.is_stopped() {
+            self.world.pause(20..1500).await;
+            let ttl = self.world.millis(200..2500).as_nanos() as i64;
+            let endpoint = format!("service-{reporter}-{}", self.world.pick(0..3));
+            let services = vec![internal::ReportedService { kind: 1, endpoint }];
+            let kind = Kind::Report(internal::Report { services, ttl_nanos: ttl });
+            if self.propose(self.host(), self.patience(), kind).await.is_some() {
+                self.world.count("services reported");
+            }
+        }
     }
 
     /// Takes a lease, keeps it for a while, and gives it up or forgets it.

@@ -1,7 +1,8 @@
 //! What happens to a cluster: crashes, lost power, lost disks, cut links, frozen processes, wrong clocks, slow disks,
 //! handovers, new shapes. And the end of all that.
 //!
-//! Never more than a cluster is to survive: a disk is lost only while every other voter has its own, and no two at once.
+//! Never more than a cluster is to survive: a disk is lost only while every other voter has its own, and no two at
+//! once.
 
 use std::{
     collections::BTreeSet,
@@ -47,6 +48,8 @@ pub struct Climate {
     pub weather: Rules,
     /// Begin with one node, and grow to `voters` when it has a history.
     pub grows: bool,
+    /// Whether services report to the registry, and with them what expires.
+    pub reports: bool,
 }
 
 impl Climate {
@@ -71,6 +74,7 @@ impl Climate {
             writer_pause: [25, 60, 150][world.index(3)],
             weather,
             grows: world.chance(200),
+            reports: false,
         }
     }
 }

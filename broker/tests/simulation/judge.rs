@@ -1,14 +1,15 @@
 //! What everybody in a world was told, and what the rules say about it.
 //!
-//! Some rules can be held at once (`violation` ends a run early); those that need the whole history are held in the end,
-//! in `verdict`. All of it is linear in the number of operations: every acknowledgement carries a
+//! Some rules can be held at once (`violation` ends a run early); those that need the whole history are held in the
+//! end, in `verdict`. All of it is linear in the number of operations: every acknowledgement carries a
 //! version, and so its place.
 //!
 //! R1 an acknowledged write stays. R2 equal position, equal store. R3 versions are contiguous, time does not run back.
-//! R4 the server version changes only by Clear. R5 nothing uncommitted is seen. R6 streams are ordered, unique, gap-free.
-//! R7 a fenced read sees all that was acknowledged or streamed before. R8 a lease has one holder. R9 what was reported
-//! survives. R10 an id does not come back with less. R11 all is well soon after the last fault. R12 bounds. R13 a change
-//! of voters leaves a majority caught up. R14 a write takes effect once. R15 who was removed does not vote or lead.
+//! R4 the server version changes only by Clear. R5 nothing uncommitted is seen. R6 streams are ordered, unique,
+//! gap-free. R7 a fenced read sees all that was acknowledged or streamed before. R8 a lease has one holder. R9 what was
+//! reported survives. R10 an id does not come back with less. R11 all is well soon after the last fault. R12 bounds.
+//! R13 a change of voters leaves a majority caught up. R14 a write takes effect once. R15 who was removed does not vote
+//! or lead.
 //!
 //! Not here: looking (`auditor`, `network`, `clients`), and the wait until all is well (`trial`).
 

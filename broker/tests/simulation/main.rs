@@ -2,8 +2,8 @@
 //! happen to them; afterwards the rules R1 to R15 (see `judge`) must hold. The same seed gives the same run.
 //!
 //! ```text
-//!   faults ─▶ cluster (hosts: disk, process, the real Node) ◀─ clients ─▶ judge
-//!                 └─ network ─┘        auditor, network ──────────────────▶ judge
+//!   faults ─▶ cluster (hosts: disk, process, real Node) ◀─ clients ─▶ judge
+//!                 └─ network ─┘     auditor, network ──────────────▶ judge
 //! ```
 //!
 //! Runs with `RUSTFLAGS="--cfg tokio_unstable"` only, for tokio's seeded scheduler: see `e2e/test simulation`.

@@ -1,5 +1,5 @@
-//! The mutation gate: with each rule broken by a switch, some seed must break a rule that the judge holds. A switch that
-//! nobody notices means that the simulation is too weak.
+//! The mutation gate: with each rule broken by a switch, some seed must break a rule that the judge holds. A switch
+//! that nobody notices means that the simulation is too weak.
 //!
 //! Environment: `SIMULATION_MUTATIONS` (the name of one; default: all).
 //!

@@ -1,5 +1,5 @@
-//! The network between simulated nodes: messages take time, get lost, come twice, overtake each other; links are cut, in
-//! one direction or both.
+//! The network between simulated nodes: messages take time, get lost, come twice, overtake each other; links are cut,
+//! in one direction or both.
 //!
 //! What passes is also evidence: who leads which term, who votes for whom, which requests are tried again. Not here:
 //! when links are cut (`faults`).

@@ -1,5 +1,5 @@
-//! What a simulated node runs on: tasks that belong to a process which can be frozen and killed, lanes that take virtual
-//! time, and a clock that may be wrong.
+//! What a simulated node runs on: tasks that belong to a process which can be frozen and killed, lanes that take
+//! virtual time, and a clock that may be wrong.
 //!
 //! ```text
 //!   Scheduler (openraft's runtime) ─▶ Process: every task of one node, spawned ones included

@@ -90,8 +90,8 @@ impl Scene {
         records::value_of(&asked.await.expect("it answers")?)
     }
 
-    /// A write through a follower takes effect, and its answer is lost. Then others do what they want; then the follower
-    /// tries again, and gives the client the answer it gets.
+    /// A write through a follower takes effect, and its answer is lost. Then others do what they want; then the
+    /// follower tries again, and gives the client the answer it gets.
     async fn write_twice<F: Future<Output = ()>>(&self, kind: Kind, meanwhile: impl FnOnce() -> F) -> Answer {
         let (host, before) = (self.follower(), self.applied());
         self.cluster.network.rules.lock().deaf = Some(host);

@@ -1,7 +1,7 @@
 //! What everything in one simulated world shares: the dice, the trace, the counters, and the judge.
 //!
-//! All chance comes from the dice, which are seeded. The trace is hashed as it grows: the same seed gives the same hash.
-//! Not here: what is thrown for.
+//! All chance comes from the dice, which are seeded. The trace is hashed as it grows: the same seed gives the same
+//! hash. Not here: what is thrown for.
 
 use std::{
     collections::{BTreeMap, VecDeque},
