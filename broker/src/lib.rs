@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod config;
 pub mod jwt;
+pub mod mutation;
 mod net;
 pub mod node;
 pub mod peer;

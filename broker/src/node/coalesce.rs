@@ -176,6 +176,12 @@ impl Batch {
         self.refuse_some(|caller| matches!(caller.origin, Origin::Forwarded(_)), || Error::NotLeader)
     }
 
+    /// Leaves what one node may send to another: what its own clients asked for. What this node proposed while it led is
+    /// the next leader's business, which would refuse all of the message for it. True if something is left.
+    fn keep_clients(&mut self) -> bool {
+        self.refuse_some(|caller| !matches!(caller.origin, Origin::Client(_)), || Error::NotLeader)
+    }
+
     fn refuse_some(&mut self, which: impl Fn(&Caller) -> bool, why: impl Fn() -> Error) -> bool {
         if self.callers.iter().any(&which) {
             let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
@@ -318,7 +324,10 @@ impl<R: Runtime> Flight<R> {
             self.held = true;
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
-            drop(timeout(RETRY, role.changed()).await);
+            if let Ok(Err(_)) = timeout(RETRY, role.changed()).await {
+                // Nobody tells the role any more: the replica has stopped, and to ask again would go round in circles.
+                return self.batch.refuse(|| super::stopped(&self.ground.failure));
+            }
             if !self.batch.refuse_expired() {
                 return;
             }
@@ -337,7 +346,7 @@ impl<R: Runtime> Flight<R> {
 
     /// Sends the commands to the node that leads.
     async fn forward(&mut self, leader: NodeId) -> Result<Vec<Answer>, Refusal> {
-        if !self.batch.refuse_forwarded() {
+        if !self.batch.keep_clients() {
             return Ok(Vec::new());
         }
         let patience = self.batch.deadline().saturating_duration_since(Instant::now());
@@ -364,5 +373,35 @@ impl<R: Runtime> Flight<R> {
             self.ground.failure.report(format_args!("the store gave {found} answers to {expected} commands"));
         }
         self.batch.answer(answers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use databroker_proto::internal::{Clear, Sweep};
+
+    use super::*;
+
+    /// A message with a command that no other node takes would be refused as a whole, again and again.
+    #[tokio::test]
+    async fn only_what_clients_asked_for_is_sent_to_another_node() {
+        let (mut batch, requests) = (Batch::default(), Requests::new(1));
+        let (clear, sweep) = (Kind::Clear(Clear::default()), Kind::Sweep(Sweep::default()));
+        let identity = Identity { origin: 9, request: 1, settled: 1 };
+        let mut waiting = Vec::new();
+        for (kind, origin) in [
+            (sweep, Origin::Leader),
+            (clear.clone(), Origin::Client(requests.begin())),
+            (clear, Origin::Forwarded(identity)),
+        ] {
+            let (proposal, answer) = Proposal::new(kind, origin, None, Instant::now());
+            batch.push(proposal, 7);
+            waiting.push(answer);
+        }
+        assert!(batch.keep_clients());
+        assert_eq!(batch.commands.iter().map(|c| c.identity.map(|it| it.origin)).collect::<Vec<_>>(), [Some(7)]);
+        assert!(matches!(waiting.remove(0).await.unwrap(), Err(Error::NotLeader)));
+        assert!(matches!(waiting.remove(1).await.unwrap(), Err(Error::NotLeader)));
+        assert!(waiting.remove(0).try_recv().is_err(), "the client still waits");
     }
 }

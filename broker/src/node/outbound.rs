@@ -53,7 +53,8 @@ impl<R: Runtime> Outbound<R> {
     /// answer. What was asked may have taken effect all the same.
     ///
     /// # Errors
-    /// [`Refusal::NotLeader`] when it says so, [`Refusal::Unknown`] for all else.
+    /// [`Refusal::NotLeader`] when it says so, [`Refusal::Stopped`] when this node has stopped, [`Refusal::Unknown`] for
+    /// all else.
     pub(super) async fn ask_leader(
         &self,
         leader: NodeId,
@@ -75,7 +76,8 @@ impl<R: Runtime> Outbound<R> {
                     Err(Refusal::Unknown)
                 }
             },
-            _ = moved => Err(Refusal::Unknown),
+            // Nobody tells the role any more once the replica has stopped: asking again would never wait.
+            moved = moved => Err(if moved.is_ok() { Refusal::Unknown } else { Refusal::Stopped }),
         }
     }
 }

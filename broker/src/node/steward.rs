@@ -15,6 +15,7 @@ use super::{
     shape::{self, Observed, Step},
 };
 use crate::{
+    mutation::{self, Mutation},
     raft::{Member, runtime::Runtime, transport::Peer},
     store::command::Kind,
 };
@@ -110,6 +111,9 @@ impl<R: Runtime> Node<R> {
     /// Removed nodes do not hear from Raft that they are; two that come back together could elect one of them.
     async fn tell_removed(&self) {
         let snapshot = self.shared.reader.snapshot();
+        if mutation::active(Mutation::NoRetirement) {
+            return;
+        }
         for retired in snapshot.cluster().retired.iter().filter(|retired| !retired.confirmed) {
             let member = Member {
                 name: retired.name.clone(),

@@ -20,10 +20,13 @@ use super::{
     runtime::{self, Failure, Lane, Runtime},
     snapshot::{Receiver, SnapshotData},
 };
-use crate::store::{
-    self, Position, Progress, Reader, Step, Store,
-    engine::{self, Engine},
-    transfer::Arrived,
+use crate::{
+    mutation::{self, Mutation},
+    store::{
+        self, Position, Progress, Reader, Step, Store,
+        engine::{self, Engine},
+        transfer::Arrived,
+    },
 };
 
 /// What one batch holds at most: it lies in memory twice, and nobody in it is answered before its end.
@@ -33,6 +36,8 @@ const BATCH_ENTRIES_MAX: usize = 1024;
 /// openraft's view of the store.
 pub(super) struct Machine {
     shared: Arc<Shared>,
+    /// Entries below this index are in this node's log.
+    written_below: watch::Receiver<u64>,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -67,6 +72,7 @@ impl Machine {
         store: Store,
         lane: Arc<dyn Lane>,
         receiver: Receiver,
+        written_below: watch::Receiver<u64>,
         failure: Failure,
         observer: Arc<dyn Observer>,
         bounds: Retention,
@@ -90,7 +96,7 @@ impl Machine {
             ledger: Mutex::new(Ledger::new(bounds)),
             sync_due: Notify::new(),
         };
-        Ok(Self { shared: Arc::new(shared), applied, membership })
+        Ok(Self { shared: Arc::new(shared), written_below, applied, membership })
     }
 
     /// Where the store stands.
@@ -104,6 +110,7 @@ impl Machine {
 
     async fn apply_batch<R: Runtime>(&mut self, batch: Batch<R>) -> io::Result<()> {
         let Some(last) = batch.steps.last().map(|(position, _)| convert::log_id(*position)) else { return Ok(()) };
+        self.until_written(last.index).await?;
         let shared = self.shared.clone();
         let (steps, waiting) = (batch.steps, batch.waiting);
         runtime::call(&*self.shared.lane, move || shared.apply(steps, waiting)).await??;
@@ -113,6 +120,18 @@ impl Machine {
             self.shared.sync_due.notify_one();
         }
         Ok(())
+    }
+
+    /// A majority elsewhere may commit an entry before this node has written it. It is applied once this node's own log
+    /// has it: else a crash would leave a store that is ahead of its log, which is what damage looks like.
+    async fn until_written(&mut self, index: u64) -> io::Result<()> {
+        tokio::select! {
+            biased;
+            written = self.written_below.wait_for(|below| *below > index) => {
+                written.map(drop).map_err(|_| io::Error::other("the log has stopped"))
+            }
+            reason = self.shared.failure.wait() => Err(io::Error::other(reason.to_string())),
+        }
     }
 }
 
@@ -131,15 +150,18 @@ impl Shared {
     }
 
     /// The order matters: apply publishes, then the callers hear of it, then the streams.
-    fn apply<R: Runtime>(&self, steps: Vec<(Position, Step)>, waiting: Vec<Waiting<R>>) -> io::Result<()> {
+    fn apply<R: Runtime>(self: &Arc<Self>, steps: Vec<(Position, Step)>, waiting: Vec<Waiting<R>>) -> io::Result<()> {
         let (started, entries) = (Instant::now(), steps.len());
         let mut store = self.store.lock();
         let answers = store.apply(steps).map_err(|error| self.fail(error))?;
         self.observer.applied(entries, started.elapsed());
-        for (responder, answers) in waiting.into_iter().zip(answers) {
-            responder.into_iter().for_each(|responder| responder.send(answers.clone()));
-        }
-        self.announce();
+        mutation::publish(&Mutation::LATE[1..], move || {
+            for (responder, answers) in waiting.into_iter().zip(answers) {
+                responder.into_iter().for_each(|responder| responder.send(answers.clone()));
+            }
+        });
+        let shared = self.clone();
+        mutation::publish(&Mutation::LATE, move || shared.announce());
         Ok(())
     }
 
@@ -231,7 +253,9 @@ impl<R: Runtime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig<R>, SnapshotData>> {
-        self.shared.sync().await?;
+        if !mutation::active(Mutation::PurgeBeyondSynced) {
+            self.shared.sync().await?;
+        }
         self.shared.receiver.tidy();
         let snapshot = SnapshotData::Taken(self.snapshot.clone());
         Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot })

@@ -143,6 +143,8 @@ pub struct Role {
     pub voters: usize,
     /// This node is the only voter: nobody else can lead.
     pub alone: bool,
+    /// Number of members, learners included.
+    pub members: usize,
     /// Who leads, if known.
     pub leader: Option<NodeId>,
     /// How often another leader was seen, or the same in a new term, since the start.
@@ -214,7 +216,8 @@ impl<R: Runtime> Replica<R> {
         let (applying, transfers) = (lane("apply")?, lane("snapshot")?);
         let receiver = Receiver { lane: transfers.clone(), shelf, turn: Arc::default() };
         let origin = Origin { node: log.node_id(), reader: store.reader().clone() };
-        let machine = Machine::open(store, applying, receiver, failure.clone(), observer, retention);
+        let written = log.written_below();
+        let machine = Machine::open(store, applying, receiver, written, failure.clone(), observer, retention);
         let machine = machine.map_err(Error::Store)?;
         let (purged, last) = log.ends();
         if let Some(upto) = fit_together(purged, last, machine.applied(), log.installing())? {
@@ -364,6 +367,7 @@ impl<R: Runtime> Replica<R> {
                 term: now.vote.leader_id.term,
                 voters: membership.voter_ids().count(),
                 alone: is_alone(membership, self.node_id),
+                members: membership.nodes().count(),
                 leader: now.current_leader,
                 leader_changes,
             };

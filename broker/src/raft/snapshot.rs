@@ -21,11 +21,14 @@ use super::{
     runtime::{self, Failure, Lane, Runtime},
     transfers::{Direction, Transfer},
 };
-use crate::store::{
-    Snapshot,
-    command::TooNew,
-    engine::{self, shelf::Shelf},
-    transfer::{self, Arrived, Claim, Incoming, Outgoing},
+use crate::{
+    mutation::{self, Mutation},
+    store::{
+        Snapshot,
+        command::TooNew,
+        engine::{self, shelf::Shelf},
+        transfer::{self, Arrived, Claim, Incoming, Outgoing},
+    },
 };
 
 /// How long either end waits for the next chunk, and the sender for the answer: the receiver syncs what it has and reads
@@ -187,6 +190,9 @@ impl Receiver {
         let shelf = self.shelf.clone();
         let begin = move || {
             let engine = shelf.begin().map_err(InstallError::Room)?;
+            if mutation::active(Mutation::ClearBeforeInstall) {
+                shelf.adopt().map_err(InstallError::Room)?;
+            }
             Ok::<_, InstallError>(Incoming::new(engine, format)?)
         };
         let mut incoming = self.on_lane(begin).await?;

@@ -7,6 +7,7 @@ use databroker_proto::internal::{Cluster, LogId, Membership, State, StoredMember
 use prost::Message;
 
 use super::{
+    super::mutation::{self, Mutation},
     apply::{Batch, Memory, Rules, TypeRules},
     cidr::CidrTable,
     command::{self, Answer, COMMAND_VERSION, TooNew},
@@ -207,6 +208,9 @@ impl Store {
         let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = arrived.contents;
         (self.engine, self.view, self.state, self.cluster) = (engine, view, state, cluster);
         (self.membership, self.rules, self.memory) = (membership, rules, memory);
+        if mutation::active(Mutation::SnapshotWithoutCounters) {
+            self.state.latest_record_version = 0;
+        }
         self.reader.replace(published, cidr);
     }
 
@@ -272,9 +276,17 @@ impl Store {
             batch.txn.put(Keyspace::Metadata.space(), metadata::CLUSTER, batch.cluster.encode_to_vec());
         }
         // The position goes with what it stands for: in the same batch.
-        batch.txn.put(Keyspace::Metadata.space(), metadata::STATE, batch.state.encode_to_vec());
+        let (at, standing) = (Keyspace::Metadata.space(), Bytes::from(batch.state.encode_to_vec()));
+        let apart = mutation::active(Mutation::AppliedOutsideBatch);
+        if !apart {
+            batch.txn.put(at, metadata::STATE, standing.clone());
+        }
         let Batch { txn, state, cluster, rules, changes, cidr, cleared, evicted, .. } = batch;
         self.engine.commit(txn.into_batch(), Durability::Written)?;
+        if apart {
+            let change = engine::Change { space: at, key: Bytes::from_static(metadata::STATE), value: Some(standing) };
+            self.engine.commit(vec![change], Durability::Written)?;
+        }
         let services_changed = state.services_generation != self.state.services_generation;
         (self.state, self.cluster, self.rules) = (state, cluster, rules);
         self.view = self.engine.view()?.into();

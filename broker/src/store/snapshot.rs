@@ -18,6 +18,7 @@ use databroker_proto::{
 use parking_lot::RwLock;
 
 use super::{
+    super::mutation::{self, Mutation},
     Error, Position,
     apply::{Change, CidrChange, Rules},
     cidr::CidrTable,
@@ -98,10 +99,14 @@ impl Reader {
                 }
             }
         }
-        self.0.newest.store(snapshot);
+        let shared = self.0.clone();
+        mutation::publish(&Mutation::LATE, move || shared.newest.store(snapshot));
         drop(table);
         // After the snapshot: what a stream shows, a read finds.
-        self.0.tail.extend(server_version, latest_record_version, cleared, changes);
+        let shared = self.0.clone();
+        mutation::publish(&Mutation::LATE[..1], move || {
+            shared.tail.extend(server_version, latest_record_version, cleared, changes);
+        });
     }
 
     /// Publishes a store that came from elsewhere. Memory of changes begins anew: streams go on with the change log.

@@ -139,6 +139,8 @@ async fn members_come_vote_lead_and_go() {
     let refused = leader.change_voters(BTreeSet::from([1, 9])).await;
     assert!(matches!(refused, Err(ChangeError::Refused { .. })), "{refused:?}");
     leader.change_voters(BTreeSet::from([1, 2, 3])).await.unwrap();
+    // The answer comes from the store, and may overtake what openraft tells about itself.
+    eventually("the change is known to be committed", || leader.members().committed).await;
     let members = leader.members();
     assert_eq!((members.is_joint(), members.learners().count(), members.committed), (false, 0, true));
     assert_eq!(members.members[&3].name, "node-3");

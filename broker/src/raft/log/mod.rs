@@ -28,7 +28,7 @@ use openraft::{
     storage::{IOFlushed, RaftLogStorage},
 };
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 pub(super) use self::stopped::Stopped;
 use self::{
@@ -124,6 +124,8 @@ pub(super) struct Log {
 
 struct Shared {
     state: Mutex<State>,
+    /// [`Tail::written_below`], for who waits for it.
+    written: watch::Sender<u64>,
     /// Only the writer's lane locks it.
     writer: Mutex<Writer>,
     /// Where the writer works.
@@ -173,6 +175,7 @@ impl Log {
         let node_id = found.node_id.unwrap_or(options.fresh_node_id);
         writer.begin(node_id, found.starts + 1)?;
         let shared = Shared {
+            written: watch::Sender::new(found.tail.written_below()),
             state: Mutex::new(State { tail: found.tail, ..State::default() }),
             writer: Mutex::new(writer),
             lane: executor.lane("log", failure).map_err(Error::Thread)?,
@@ -200,6 +203,11 @@ impl Log {
     /// How often this disk was opened, this time included. Never the same twice.
     pub(super) fn starts(&self) -> u64 {
         self.shared.starts
+    }
+
+    /// Entries below this index are in the log's engine.
+    pub(super) fn written_below(&self) -> watch::Receiver<u64> {
+        self.shared.written.subscribe()
     }
 
     /// The position of the last store that came from a peer, as it was noted when the log was opened: the store may
@@ -240,6 +248,7 @@ impl Log {
                 return Err(io::Error::other(reason.to_string()));
             }
             let Some(order) = change(&mut state.tail) else { return Ok(()) };
+            self.shared.tell_written(&state.tail);
             state.pending.push_back(order);
             !std::mem::replace(&mut state.writing, true)
         };
@@ -314,8 +323,15 @@ impl Shared {
 
     fn wrote(&self, below: Option<u64>) {
         if let Some(index) = below {
-            self.state.lock().tail.wrote_below(index);
+            let mut state = self.state.lock();
+            state.tail.wrote_below(index);
+            self.tell_written(&state.tail);
         }
+    }
+
+    fn tell_written(&self, tail: &Tail) {
+        let now = tail.written_below();
+        self.written.send_if_modified(|before| std::mem::replace(before, now) != now);
     }
 
     /// What waits is dropped, which tells its callers; what comes later is refused.

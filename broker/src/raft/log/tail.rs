@@ -67,6 +67,11 @@ impl Tail {
         self.ring.push_back(entry);
     }
 
+    /// Entries below this index are in the engine, written as durably as the log is.
+    pub(super) fn written_below(&self) -> u64 {
+        self.written
+    }
+
     /// All entries below `index` are in the engine now: the oldest may leave memory.
     pub(super) fn wrote_below(&mut self, index: u64) {
         self.written = self.written.max(index).min(self.next_index());

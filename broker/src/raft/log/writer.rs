@@ -19,7 +19,10 @@ use super::{
     mark::Mark,
     tail,
 };
-use crate::store::engine::{Batch, Change, Durability, Engine, View};
+use crate::{
+    mutation::{self, Mutation},
+    store::engine::{Batch, Change, Durability, Engine, View},
+};
 
 /// Told once an order is on the disk, or never will be.
 pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -211,7 +214,9 @@ impl Writer {
             round.batch.push(metadata(b"sequence", Bytes::copy_from_slice(&self.position.sequence.to_be_bytes())));
         }
         let started = Instant::now();
-        let durability = if round.durable { self.durability } else { Durability::Written };
+        let spared = (round.entries > 0 && mutation::active(Mutation::AcknowledgeBeforeSync))
+            || (round.vote.is_some() && mutation::active(Mutation::VoteNotSynced));
+        let durability = if round.durable && !spared { self.durability } else { Durability::Written };
         self.engine.commit(std::mem::take(&mut round.batch), durability).map_err(Error::Write)?;
         if round.durable {
             let took = started.elapsed();

@@ -10,6 +10,7 @@ use databroker_proto::internal::{Answers, Identity, Membership, Outcome, Remembe
 use prost::Message as _;
 
 use super::super::{
+    super::mutation::{self, Mutation},
     Error,
     codec::{KeyReader, KeyWriter},
     engine::View,
@@ -67,6 +68,9 @@ impl Memory {
             origin.answers = origin.answers.split_off(&identity.settled);
             self.changed.insert(identity.origin);
         }
+        if mutation::active(Mutation::NoMemoryOfRequests) {
+            return Recall::New;
+        }
         if identity.request < origin.settled {
             return Recall::Settled;
         }
@@ -87,7 +91,7 @@ impl Memory {
         self.changed.insert(identity.origin);
     }
 
-    /// Origins that are no longer members will not ask again.
+    /// Origins that are no longer members are not answered again.
     pub(in super::super) fn keep_members(&mut self, membership: &Membership) {
         let members: BTreeSet<u64> = membership.members.iter().map(|member| member.node).collect();
         let gone: Vec<u64> = self.origins.keys().filter(|origin| !members.contains(origin)).copied().collect();

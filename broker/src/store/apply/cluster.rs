@@ -133,7 +133,13 @@ impl Batch<'_> {
         Arc::make_mut(&mut self.cluster)
     }
 
-    /// Notes who is gone, and forgets the answers of origins that are: they will not ask again.
+    /// Whether a node was a member and is none any longer.
+    pub(super) fn is_removed(&self, node: u64) -> bool {
+        self.cluster.retired.iter().any(|retired| retired.node == node)
+    }
+
+    /// Notes who is gone, and forgets the answers of origins that are. Until they hear of it they may ask again: then
+    /// they are refused.
     pub(in super::super) fn change_members(&mut self, before: &Membership, after: &Membership) {
         self.memory.keep_members(after);
         note_removed(&mut self.cluster_mut().retired, before, after);
@@ -187,9 +193,15 @@ pub fn check_shape(members: &[ShapeMember]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use databroker_proto::internal::Member;
+    use std::sync::Arc;
 
-    use super::*;
+    use databroker_proto::internal::{Command, Entry, Identity, Member};
+    use prost::Message as _;
+
+    use super::{
+        super::super::{Options, Position, Step, Store, command::Kind, engine::memory::Memory, keyspace::Keyspace},
+        *,
+    };
 
     fn membership(nodes: &[u64]) -> Membership {
         let member = |node: &u64| Member { node: *node, name: format!("n{node}"), ..Member::default() };
@@ -204,6 +216,35 @@ mod tests {
         assert_eq!(retired.iter().map(|r| (r.node, r.confirmed)).collect::<Vec<_>>(), [(2, false), (3, false)]);
         note_removed(&mut retired, &membership(&[1, 4]), &membership(&[1, 2, 4]));
         assert_eq!(retired.iter().map(|r| r.node).collect::<Vec<_>>(), [3]);
+    }
+
+    /// Its answers are forgotten: it might otherwise take effect a second time.
+    #[test]
+    fn what_a_removed_node_asks_again_is_refused() {
+        let mut store = Store::open(Arc::new(Memory::new(&Keyspace::names())), &Options::default()).unwrap();
+        let mut index = 0;
+        let mut apply = |step: Step| {
+            index += 1;
+            store.apply(vec![(Position { term: 1, node: 1, index }, step)]).unwrap().remove(0).pop()
+        };
+        let commands = |identity: Option<Identity>, kind: Kind| {
+            let commands = vec![Command { identity, kind: Some(kind) }];
+            Step::Commands(Entry { command_version: 1, now_nanos: 1, commands }.encode_to_vec().into())
+        };
+        let clear = |origin: u64, server_version: u64| {
+            commands(Some(Identity { origin, request: 5, settled: 5 }), Kind::Clear(Clear { server_version }))
+        };
+        let members = |nodes: &[u64]| Step::Membership(membership(nodes).encode_to_vec().into());
+        apply(members(&[1, 2]));
+        apply(commands(None, Kind::Init(Init { cluster_id: "c".into(), server_version: 7 })));
+        let first = apply(clear(2, 8)).unwrap();
+        assert_eq!(apply(clear(2, 8)).unwrap(), first);
+        apply(members(&[1]));
+        let again = apply(clear(2, 8)).unwrap();
+        assert!(matches!(&again.outcome.kind, Some(outcome::Kind::Rejected(why)) if why.reason() == Reason::Removed));
+        let other = apply(clear(1, 9)).unwrap();
+        let expected = Cleared { old_server_version: 8, new_server_version: 9 };
+        assert_eq!(other.outcome.kind, Some(outcome::Kind::Cleared(expected)));
     }
 
     #[test]

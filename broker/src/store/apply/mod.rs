@@ -18,6 +18,7 @@ use databroker_proto::{
 use ipnet::IpNet;
 
 use super::{
+    super::mutation,
     Error,
     command::{Answer, Command, Entry, Kind, Reason, outcome},
     inspect::Descriptors,
@@ -99,7 +100,7 @@ impl Batch<'_> {
     /// Applies the commands of one entry, in order.
     pub(super) fn apply(&mut self, entry: Entry) -> Result<Vec<Answer>, Error> {
         // Time never runs back, whatever a new leader's clock says.
-        self.state.now_nanos = self.state.now_nanos.max(entry.now_nanos);
+        self.state.now_nanos = self.state.now_nanos.max(entry.now_nanos).max(mutation::own_clock_nanos());
         entry.commands.into_iter().map(|command| self.apply_once(command)).collect()
     }
 
@@ -110,6 +111,12 @@ impl Batch<'_> {
         let Some(identity) = command.identity else {
             return self.dispatch(kind);
         };
+        if self.is_removed(identity.origin) {
+            return Ok(Answer::rejected(
+                Reason::Removed,
+                "this request came by a node that was removed from the cluster",
+            ));
+        }
         match self.memory.recall(&identity) {
             answers::Recall::New => {
                 let answer = self.dispatch(kind)?;

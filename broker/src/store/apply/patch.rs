@@ -7,6 +7,7 @@ use databroker_proto::{EncodedRecord, internal::Patch};
 
 use super::{
     super::{
+        super::mutation,
         Error,
         command::{Answer, Reason},
         mask::{self, Paths},
@@ -64,7 +65,7 @@ impl Batch<'_> {
             let empty = Bytes::new();
             let (stored, source) = (parts.data.as_ref().unwrap_or(&empty), input.data.as_ref().unwrap_or(&empty));
             match paths.patch_any(stored, source) {
-                Ok(merged) => parts.data = Some(merged),
+                Ok(merged) => parts.data = Some(mutation::encoded_again(self.descriptors, merged)),
                 Err(error) => return Ok(Err(error)),
             }
         }
