@@ -1,8 +1,8 @@
-//! Gathers what lies in many tables into the last level, while next to nobody writes.
+//! Gathers what lies in many runs of tables into one, while next to nobody writes.
 //!
-//! fjall compacts what is written, when it is written: after the last of a large import a key may lie in any of several
-//! runs of tables, and a read looks into one after the other. Of 1 M records that have come to rest in one run, Get takes
-//! a third less of the processor. Under load this would only be in the way, so it waits for a pause.
+//! fjall compacts what is written, when it is written: after the last of a large import a key may lie in any of half a
+//! dozen runs, and a read looks into one after the other. Of 1 M records that have come to rest as one run, Get takes a
+//! third less of the processor. Under load this would only be in the way, so it waits for a pause.
 //!
 //! Not here: the compactions of fjall's own, which keep the number of runs within bounds at any time.
 
@@ -18,12 +18,8 @@ use std::{
 
 use super::fjall::Tree;
 
-/// What share of the tables may lie above the last level: the newest changes, which are few and often asked for. Less, and
-/// a small change would rewrite all.
-const ABOVE_SHARE: u64 = 8;
-
-/// A store whose tables take less is in the cache anyway.
-const TABLES_BYTES_MIN: u64 = 32 << 20;
+/// From so many runs on it is worth it: one that holds nearly all, and the newest changes in two more, are quick to read.
+const RUNS_MIN: usize = 4;
 
 /// Whoever writes no more than this in a second does not notice that somebody else does.
 const QUIET_BYTES_PER_SECOND: f64 = 65_536.0;
@@ -35,12 +31,12 @@ const REST: u32 = 20;
 /// What a decision is made by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Seen {
-    /// What all tables take, in bytes.
-    pub(super) tables_bytes: u64,
-    /// What of that is in the last level.
-    pub(super) last_level_bytes: u64,
+    /// Runs of tables, over all levels.
+    pub(super) runs: usize,
     /// Bytes written per second since the last look.
     pub(super) bytes_per_second: f64,
+    /// What the store takes on the disk, in bytes.
+    pub(super) store_bytes: u64,
     /// What is free there, in bytes.
     pub(super) free_bytes: u64,
 }
@@ -48,10 +44,8 @@ pub(super) struct Seen {
 impl Seen {
     /// Old and new tables lie on the disk side by side, until the last reader of the old ones is gone.
     fn is_due(&self) -> bool {
-        let above = self.tables_bytes.saturating_sub(self.last_level_bytes);
-        let worth_it = self.tables_bytes >= TABLES_BYTES_MIN && above > self.tables_bytes / ABOVE_SHARE;
-        let room = self.free_bytes / 2 > self.tables_bytes;
-        worth_it && self.bytes_per_second <= QUIET_BYTES_PER_SECOND && room
+        let room = self.free_bytes / 2 > self.store_bytes;
+        self.runs >= RUNS_MIN && self.bytes_per_second <= QUIET_BYTES_PER_SECOND && room
     }
 }
 
@@ -79,7 +73,7 @@ pub(super) fn start(tree: &Arc<Tree>, every: Duration) -> io::Result<mpsc::SyncS
                 return;
             }
             let took = began.elapsed();
-            tracing::info!(bytes = seen.tables_bytes, ?took, "the store was idle and has been compacted");
+            tracing::debug!(runs = seen.runs, bytes = seen.store_bytes, ?took, "the store was compacted into one run");
             pause = every.max(took * REST);
         }
     };
@@ -91,15 +85,13 @@ pub(super) fn start(tree: &Arc<Tree>, every: Duration) -> io::Result<mpsc::SyncS
 mod tests {
     use super::*;
 
-    const DUE: Seen =
-        Seen { tables_bytes: 80 << 20, last_level_bytes: 69 << 20, bytes_per_second: 0.0, free_bytes: 161 << 20 };
+    const DUE: Seen = Seen { runs: RUNS_MIN, bytes_per_second: 0.0, store_bytes: 1000, free_bytes: 2002 };
 
     #[test]
-    fn it_waits_for_enough_to_do_a_pause_and_room() {
+    fn it_waits_for_a_pause_and_for_room() {
         assert!(DUE.is_due());
-        assert!(!Seen { last_level_bytes: 70 << 20, ..DUE }.is_due());
+        assert!(!Seen { runs: RUNS_MIN - 1, ..DUE }.is_due());
         assert!(!Seen { bytes_per_second: 100_000.0, ..DUE }.is_due());
-        assert!(!Seen { free_bytes: 160 << 20, ..DUE }.is_due());
-        assert!(!Seen { tables_bytes: 31 << 20, last_level_bytes: 0, ..DUE }.is_due());
+        assert!(!Seen { free_bytes: 2001, ..DUE }.is_due());
     }
 }

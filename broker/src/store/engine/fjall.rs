@@ -112,13 +112,12 @@ impl Tree {
     /// How the tables lie. A volume that does not say what is free on it has no room.
     pub(super) fn seen(&self, bytes_per_second: f64) -> Seen {
         let levels = self.keyspace.tree.current_version();
-        let sizes: Vec<u64> = levels.iter_levels().map(|level| level.size()).collect();
-        let (tables_bytes, last_level_bytes) = (sizes.iter().sum(), sizes.last().copied().unwrap_or(0));
+        let runs = levels.iter_levels().map(|level| level.run_count()).sum();
         let free_bytes = fs4::available_space(&self.path).unwrap_or(0);
-        Seen { tables_bytes, last_level_bytes, bytes_per_second, free_bytes }
+        Seen { runs, bytes_per_second, store_bytes: self.keyspace.disk_space(), free_bytes }
     }
 
-    /// Gathers all tables into the last level. Others may read and write meanwhile.
+    /// Gathers all tables into one run. Others may read and write meanwhile.
     pub(super) fn compact(&self) -> fjall::Result<()> {
         self.keyspace.major_compact()
     }
@@ -157,10 +156,10 @@ impl Fjall {
         Ok(Self { tree, names, committed: committed.into(), _compactor: compactor })
     }
 
-    /// How its tables lie.
+    /// How many runs its tables form.
     #[cfg(test)]
-    pub(super) fn seen(&self) -> Seen {
-        self.tree.seen(0.0)
+    pub(super) fn runs(&self) -> usize {
+        self.tree.seen(0.0).runs
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> fjall::Result<()> {
