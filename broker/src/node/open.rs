@@ -59,15 +59,9 @@ const SINGLE_ENTRIES_MAX: usize = 16;
 /// How long the store may take at start to catch up with the log. Far more than the bounds on the log allow for.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 
-/// The engine of the log. What is written is rarely read again and soon purged: next to no cache, one thread, and no
-/// care for how its tables lie.
-pub(super) const LOG_ENGINE: FjallOptions = FjallOptions {
-    cache_bytes: 4 << 20,
-    memtable_bytes: 16 << 20,
-    journals_bytes_max: 64 << 20,
-    worker_threads: 1,
-    idle_look: None,
-};
+/// The engine of the log. What is written is rarely read again and soon purged: next to no cache, and one thread.
+pub(super) const LOG_ENGINE: FjallOptions =
+    FjallOptions { cache_bytes: 4 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 64 << 20, worker_threads: 1 };
 
 /// Where a node keeps its data.
 #[derive(Clone, Debug, PartialEq, Eq)]

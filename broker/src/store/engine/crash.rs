@@ -47,8 +47,7 @@ const BLOCK: u64 = 450;
 const LARGE_BYTES: usize = 160 << 10;
 
 fn open(folder: &Path, memtable_bytes: u64) -> Result<Fjall, Error> {
-    let options =
-        FjallOptions { cache_bytes: 1 << 20, memtable_bytes, journals_bytes_max: 0, ..FjallOptions::default() };
+    let options = FjallOptions { cache_bytes: 1 << 20, memtable_bytes, journals_bytes_max: 0, worker_threads: 1 };
     Fjall::open(folder, &["data", "number"], options)
 }
 

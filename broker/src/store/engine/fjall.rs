@@ -24,25 +24,22 @@ use std::{
     fs, io,
     ops::Bound,
     panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
 use fjall::{
-    AbstractTree as _, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable,
+    Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable,
     config::{PartitioningPolicy, PinningPolicy},
 };
 
 use super::{
-    Batch, Change, Durability, Engine, Error, KEY_BYTES_MAX, KeyBounds, Range, Space, Stats, View,
-    compactor::{self, Seen},
-    is_empty, journal, refuse_unfit,
+    Batch, Change, Durability, Engine, Error, KEY_BYTES_MAX, KeyBounds, Range, Space, Stats, View, is_empty, journal,
+    refuse_unfit,
 };
 
 /// The name of the one tree.
@@ -69,58 +66,21 @@ pub struct FjallOptions {
     /// others by putting them back into the queue, and spins on it while the others are busy: on a machine of few
     /// cores that costs more than a second compaction gains.
     pub worker_threads: usize,
-    /// How often to look whether nobody writes, so that tables may be gathered (see [`super::compactor`]); none: never.
-    pub idle_look: Option<Duration>,
 }
 
 impl Default for FjallOptions {
     fn default() -> Self {
-        Self {
-            cache_bytes: 32 << 20,
-            memtable_bytes: 16 << 20,
-            journals_bytes_max: 128 << 20,
-            worker_threads: 1,
-            idle_look: Some(Duration::from_secs(5)),
-        }
+        Self { cache_bytes: 32 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 128 << 20, worker_threads: 1 }
     }
 }
 
 /// An engine on disk. The folder is locked until the engine and all its views are gone.
 pub struct Fjall {
-    tree: Arc<Tree>,
+    database: Database,
+    tree: Keyspace,
     names: Arc<[String]>,
     /// The number of the last batch.
     committed: AtomicU64,
-    /// Ends the thread that compacts.
-    _compactor: Option<mpsc::SyncSender<()>>,
-}
-
-/// The database and its one tree.
-pub(super) struct Tree {
-    database: Database,
-    keyspace: Keyspace,
-    path: PathBuf,
-    /// Bytes of keys and values that were committed since it was opened.
-    written_bytes: AtomicU64,
-}
-
-impl Tree {
-    pub(super) fn written_bytes(&self) -> u64 {
-        self.written_bytes.load(Ordering::Relaxed)
-    }
-
-    /// How the tables lie. A volume that does not say what is free on it has no room.
-    pub(super) fn seen(&self, bytes_per_second: f64) -> Seen {
-        let levels = self.keyspace.tree.current_version();
-        let runs = levels.iter_levels().map(|level| level.run_count()).sum();
-        let free_bytes = fs4::available_space(&self.path).unwrap_or(0);
-        Seen { runs, bytes_per_second, store_bytes: self.keyspace.disk_space(), free_bytes }
-    }
-
-    /// Gathers all tables into one run. Others may read and write meanwhile.
-    pub(super) fn compact(&self) -> fjall::Result<()> {
-        self.keyspace.major_compact()
-    }
 }
 
 struct FjallView {
@@ -144,39 +104,27 @@ impl Fjall {
         let in_journals = journal::check(path).map_err(refused)?;
         // fjall takes the lock itself. Dropping the file would not do: a process being forked has it open, too.
         lock.unlock().map_err(failed)?;
-        let (database, keyspace) = open_tree(path, options)?;
-        let committed = last_number(&keyspace).map_err(refused)?;
+        let (database, tree) = open_tree(path, options)?;
+        let committed = last_number(&tree).map_err(refused)?;
         if let Some(last) = in_journals.filter(|last| *last != committed) {
             return Err(refused(format!("the journals end with batch {last}, but the tables have batch {committed}")));
         }
         close_to_others(path).map_err(failed)?;
         let names = names.iter().map(ToString::to_string).collect();
-        let tree = Arc::new(Tree { database, keyspace, path: path.to_owned(), written_bytes: 0.into() });
-        let compactor = options.idle_look.map(|every| compactor::start(&tree, every)).transpose().map_err(failed)?;
-        Ok(Self { tree, names, committed: committed.into(), _compactor: compactor })
-    }
-
-    /// How many runs its tables form.
-    #[cfg(test)]
-    pub(super) fn runs(&self) -> usize {
-        self.tree.seen(0.0).runs
+        Ok(Self { database, tree, names, committed: committed.into() })
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> fjall::Result<()> {
-        let Tree { database, keyspace, written_bytes, .. } = &*self.tree;
-        let mut writes = fjall::OwnedWriteBatch::with_capacity(database.clone(), 1 + batch.len());
+        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), 1 + batch.len());
         let number = self.committed.fetch_add(1, Ordering::Relaxed) + 1;
-        writes.insert(keyspace, &journal::NUMBER[..], &number.to_be_bytes()[..]);
-        let mut bytes = 0;
+        writes.insert(&self.tree, &journal::NUMBER[..], &number.to_be_bytes()[..]);
         for change in batch {
             let key = on_disk(change.space, &change.key);
-            bytes += key.len() + change.value.as_ref().map_or(0, Bytes::len);
             match change.value {
-                Some(value) => writes.insert(keyspace, key, value),
-                None => writes.remove(keyspace, key),
+                Some(value) => writes.insert(&self.tree, key, value),
+                None => writes.remove(&self.tree, key),
             }
         }
-        written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let mode = match durability {
             Durability::Written => PersistMode::Buffer,
             Durability::Synced => PersistMode::SyncData,
@@ -186,7 +134,7 @@ impl Fjall {
 
     /// Straight into tables, past journal and memtable. They have no batch number: those are for what a journal holds.
     fn ingest(&self, rows: Batch) -> fjall::Result<()> {
-        let mut ingestion = self.tree.keyspace.start_ingestion()?;
+        let mut ingestion = self.tree.start_ingestion()?;
         for Change { space, key, value } in rows {
             let key = on_disk(space, &key);
             match value {
@@ -200,8 +148,8 @@ impl Fjall {
 
 impl Engine for Fjall {
     fn view(&self) -> Result<Box<dyn View>, Error> {
-        let (tree, names) = (self.tree.keyspace.clone(), Arc::clone(&self.names));
-        Ok(Box::new(FjallView { snapshot: self.tree.database.snapshot(), tree, names }))
+        let (tree, names) = (self.tree.clone(), Arc::clone(&self.names));
+        Ok(Box::new(FjallView { snapshot: self.database.snapshot(), tree, names }))
     }
 
     fn commit(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
@@ -226,16 +174,15 @@ impl Engine for Fjall {
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.tree.database.persist(PersistMode::SyncData).map_err(|error| Error::Sync { reason: error.to_string() })
+        self.database.persist(PersistMode::SyncData).map_err(|error| Error::Sync { reason: error.to_string() })
     }
 
     fn stats(&self) -> Stats {
-        let database = &self.tree.database;
         Stats {
-            bytes: database.disk_space().unwrap_or_default(),
-            journal_bytes: database.journal_disk_space().unwrap_or_default(),
-            flushes_pending: database.outstanding_flushes() as u64,
-            compactions: database.active_compactions() as u64,
+            bytes: self.database.disk_space().unwrap_or_default(),
+            journal_bytes: self.database.journal_disk_space().unwrap_or_default(),
+            flushes_pending: self.database.outstanding_flushes() as u64,
+            compactions: self.database.active_compactions() as u64,
         }
     }
 }

@@ -12,7 +12,6 @@ pub mod fjall;
 pub mod memory;
 pub mod shelf;
 
-mod compactor;
 mod journal;
 
 #[cfg(all(test, unix))]

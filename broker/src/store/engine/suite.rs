@@ -19,13 +19,8 @@ const RIGHT: Space = Space(1);
 const ALL: KeyBounds = (Bound::Unbounded, Bound::Unbounded);
 
 /// Small memtables, so that tests come to flushes and compactions.
-const SMALL: FjallOptions = FjallOptions {
-    cache_bytes: 1 << 20,
-    memtable_bytes: 64 << 10,
-    journals_bytes_max: 64 << 20,
-    worker_threads: 1,
-    idle_look: None,
-};
+const SMALL: FjallOptions =
+    FjallOptions { cache_bytes: 1 << 20, memtable_bytes: 64 << 10, journals_bytes_max: 64 << 20, worker_threads: 1 };
 
 fn on_disk(folder: &tempfile::TempDir) -> Fjall {
     Fjall::open(&folder.path().join("store"), &NAMES, SMALL).unwrap()
@@ -305,31 +300,6 @@ fn rows_that_are_not_in_order_are_not_loaded_on_disk() {
         assert!(matches!(engine.load(rows), Err(Error::Commit { .. })));
     }
     assert!(all(&*engine.view().unwrap(), LEFT).is_empty());
-}
-
-#[test]
-fn a_store_that_comes_to_rest_becomes_one_run_and_holds_the_same() {
-    use std::time::{Duration, Instant};
-
-    let folder = tempfile::tempdir().unwrap();
-    let options = FjallOptions { idle_look: Some(Duration::from_millis(20)), ..SMALL };
-    let engine = Fjall::open(&folder.path().join("store"), &NAMES, options).unwrap();
-    // Each part is a run: they overlap.
-    for part in 0..4_u8 {
-        engine.load((0..200_u32).map(|i| put(LEFT, i.to_be_bytes().to_vec(), vec![part; 100])).collect()).unwrap();
-    }
-    let view = engine.view().unwrap();
-    let held = all(&*view, LEFT);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while engine.runs() > 1 {
-        assert!(Instant::now() < deadline, "{} runs are left", engine.runs());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!(all(&*view, LEFT), held);
-    assert_eq!(all(&*engine.view().unwrap(), LEFT), held);
-    assert_eq!(held.len(), 200);
-    commit(&engine, vec![put(LEFT, "later", "1")]);
-    assert_eq!(all(&*engine.view().unwrap(), LEFT).len(), 201);
 }
 
 #[test]
