@@ -431,8 +431,9 @@ fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<(Engines,
     let mut log = open_log()?;
     if let Some(node_id) = raft::retired(&log).map_err(raft::Error::from)? {
         drop(log);
-        tracing::warn!(node_id, "this node was removed from its cluster: it begins anew, the old data is set aside");
-        folder.set_aside(node_id)?;
+        let aside = folder.set_aside(node_id)?;
+        let (node, aside) = (format!("{node_id:016x}"), aside.display());
+        tracing::warn!(node, %aside, "this node was removed from its cluster: it begins anew, its old data is set aside");
         log = open_log()?;
     }
     let shelf = FolderShelf::open(folder.path(), &Keyspace::names(), store_options).map_err(failed("store"))?;

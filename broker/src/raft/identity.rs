@@ -6,8 +6,10 @@
 //!   <data>/log        the engine of the log, vote and node id in it
 //!   <data>/log-mark   how far the log had got
 //!   <data>/store*     the engine of the store, and which one is in use: see `store::engine::shelf`
-//!   <data>/retired-<node id>   all of this of a node that its cluster removed, the lock and the format left out
+//!   <data>/retired-<node id>   all of this of the last node that its cluster removed, but for the lock and the format
 //! ```
+//!
+//! Not here: what is in the engines.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -18,6 +20,12 @@ use std::{
 
 /// The format this build writes. A newer one is refused. A change of the layout raises it and brings a migration.
 pub const FORMAT: u32 = 1;
+
+/// How the names of all that belongs to a store begin.
+const STORES: &str = "store";
+
+/// How the name of the folder with the data of a removed node begins.
+const RETIRED: &str = "retired-";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -98,35 +106,43 @@ impl DataFolder {
         &self.path
     }
 
-    /// Moves the data of a node that its cluster has removed to a folder of its own, so that a new node can begin here.
-    /// The log goes last: as long as it is here, it says that the rest has to go.
+    /// Moves the data of a node that its cluster has removed to a folder of its own, so that a new node can begin here,
+    /// and returns which. The log goes last: as long as it is here, it says that the rest has to go. What was set aside
+    /// before is removed: the last such data are kept for people who have erred, and a node that is removed again and
+    /// again must not fill its disk.
     ///
     /// # Errors
     /// The file system refuses. What was moved by then stays there; the next call moves the rest.
-    pub fn set_aside(&self, node_id: u64) -> Result<(), Error> {
-        let aside = self.path.join(format!("retired-{node_id}"));
+    pub fn set_aside(&self, node_id: u64) -> Result<PathBuf, Error> {
+        let aside = self.path.join(format!("{RETIRED}{node_id}"));
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io { action, path, source }
         };
+        for name in self.named(RETIRED)? {
+            let older = self.path.join(name);
+            if older != aside {
+                fs::remove_dir_all(&older).map_err(failed("remove", &older))?;
+            }
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&aside).map_err(failed("make", &aside))?;
-        for name in self.stores()?.into_iter().chain(["log-mark".into(), "log".into()]) {
+        for name in self.named(STORES)?.into_iter().chain(["log-mark".into(), "log".into()]) {
             let path = self.path.join(&name);
             match fs::rename(&path, aside.join(&name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("move", &path)(error)),
                 _ => sync_folder(&self.path).map_err(failed("sync", &self.path))?,
             }
         }
-        Ok(())
+        Ok(aside)
     }
 
-    /// The names of all that belongs to a store.
-    fn stores(&self) -> Result<Vec<std::ffi::OsString>, Error> {
+    /// The names of all that begins with something.
+    fn named(&self, prefix: &str) -> Result<Vec<std::ffi::OsString>, Error> {
         let names = fs::read_dir(&self.path).and_then(|entries| {
             entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>()
         });
         let mut names = names.map_err(|source| Error::Io { action: "list", path: self.path.clone(), source })?;
-        names.retain(|name| name.to_str().is_some_and(|name| name.starts_with("store")));
+        names.retain(|name| name.to_str().is_some_and(|name| name.starts_with(prefix)));
         Ok(names)
     }
 }
@@ -181,6 +197,26 @@ mod tests {
         assert!(refused.to_string().contains(folder.path().to_str().unwrap()));
         drop(first);
         DataFolder::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn of_removed_nodes_the_last_ones_data_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataFolder::open(folder.path()).unwrap();
+        for node in [1, 2] {
+            for part in ["log", "store", "store.3"] {
+                fs::create_dir(folder.path().join(part)).unwrap();
+            }
+            fs::write(folder.path().join("store-current"), "store.3").unwrap();
+            assert_eq!(data.set_aside(node).unwrap(), folder.path().join(format!("retired-{node}")));
+        }
+        let names = |path: &Path| {
+            let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(folder.path()), ["format", "lock", "retired-2"].map(Into::into).into());
+        let kept = names(&folder.path().join("retired-2"));
+        assert_eq!(kept, ["log", "store", "store-current", "store.3"].map(Into::into).into());
     }
 
     #[test]

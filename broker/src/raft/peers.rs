@@ -90,6 +90,8 @@ impl<R: Runtime> Replica<R> {
     {
         let receiver = self.machine.receiver.clone();
         let turn = receiver.turn.clone().try_lock_owned().map_err(|_| InstallError::Busy)?;
+        // Given up before the turn is.
+        let place = (receiver.place(), turn);
         let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received);
         let watched = chunks.inspect(move |chunk| chunk.kind.iter().for_each(|kind| transfer.moved(kind)));
         let mut chunks = Chunks(watched);
@@ -98,16 +100,8 @@ impl<R: Runtime> Replica<R> {
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));
         }
-        let arrived = match receiver.receive::<R, _>(header.format, &meta, chunks).await {
-            Ok(arrived) => Box::new(arrived),
-            Err(error) => {
-                receiver.tidy();
-                return Err(error);
-            }
-        };
+        let arrived = Box::new(receiver.receive::<R, _>(header.format, &meta, chunks).await?);
         if let Err(too_new) = arrived.check(self.machine.knows) {
-            drop(arrived);
-            receiver.tidy();
             let error = InstallError::TooNew(too_new);
             self.machine.failure().report(&error);
             return Err(error);
@@ -120,7 +114,7 @@ impl<R: Runtime> Replica<R> {
         let replica = self.clone();
         R::spawn("install", self.machine.failure(), async move {
             drop(done.send(replica.take_over(vote, meta, arrived).await));
-            drop(turn);
+            drop(place);
         });
         installed.await.map_err(|_| InstallError::Stopped)?
     }

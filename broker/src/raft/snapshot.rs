@@ -217,7 +217,12 @@ impl Receiver {
         runtime::call(&*self.lane, job).await.map_err(|_| InstallError::Stopped)?.map_err(Into::into)
     }
 
-    /// Removes what a broken transfer or a store that was replaced left behind.
+    /// Holds the place of the store that arrives next, however its transfer ends.
+    pub(super) fn place(&self) -> Place {
+        Place(self.clone())
+    }
+
+    /// Removes what a store that was replaced left behind.
     pub(super) fn tidy(&self) {
         let shelf = self.shelf.clone();
         self.lane.run(Box::new(move || shelf.tidy()));
@@ -231,5 +236,19 @@ impl Receiver {
             Ok::<_, InstallError>(transfer::copy(snapshot, &claim, engine)?)
         };
         self.on_lane(copy).await
+    }
+}
+
+/// The place of a store that arrives. When it is dropped, what was not taken over by then is removed.
+pub(super) struct Place(Receiver);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let shelf = self.0.shelf.clone();
+        // After whatever the transfer still does there, and before the next one begins.
+        self.0.lane.run(Box::new(move || {
+            shelf.abandon();
+            shelf.tidy();
+        }));
     }
 }

@@ -75,8 +75,12 @@ async fn comes_back_too_old(writes: usize, expected: &str) {
     let leader = cluster.leader().unwrap().clone();
     leader.propose_own(Kind::RaiseCommandVersion(RaiseCommandVersion { version: NEW })).await.unwrap();
     leader.propose(next()).await.unwrap();
+    let known = leader.status().last_log_index;
     for index in 0..writes {
         leader.propose(put(&index.to_string())).await.unwrap();
+    }
+    if writes > 0 {
+        cluster.eventually("what it lacks is gone from the log", |_| leader.status().purged_index >= known).await;
     }
     let old = cluster.start("c", OLD).await.unwrap();
     let reason = timeout(PATIENCE, old.failed()).await.unwrap();

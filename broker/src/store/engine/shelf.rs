@@ -39,6 +39,9 @@ pub trait Shelf: Send + Sync + 'static {
     /// Final: it is not known which of the two the next start opens.
     fn adopt(&self) -> Result<(), Error>;
 
+    /// Gives up the last engine that was begun, unless it was adopted. It can be removed from then on.
+    fn abandon(&self) {}
+
     /// Removes what is neither in use nor being received, as far as nobody reads it any longer.
     fn tidy(&self);
 }
@@ -132,6 +135,10 @@ impl Shelf for FolderShelf {
         write_pointer(&self.folder, &name).map_err(|error| refused(&self.folder.join(POINTER), error))?;
         state.current = name;
         Ok(())
+    }
+
+    fn abandon(&self) {
+        self.state.lock().begun = None;
     }
 
     fn tidy(&self) {
@@ -251,6 +258,22 @@ mod tests {
         let second = shelf(folder.path());
         assert_eq!(stores(folder.path()), ["store"]);
         assert_eq!(value(&*second.current().unwrap()), Some("old".into()));
+    }
+
+    #[test]
+    fn what_was_given_up_is_removed_and_what_was_adopted_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = shelf(folder.path());
+        put(&*first.current().unwrap(), "old");
+        put(&*first.begin().unwrap(), "broken off");
+        first.abandon();
+        first.tidy();
+        assert_eq!(stores(folder.path()), ["store"]);
+        put(&*first.begin().unwrap(), "new");
+        first.adopt().unwrap();
+        first.abandon();
+        first.tidy();
+        assert_eq!(stores(folder.path()), ["store.2"]);
     }
 
     #[test]
