@@ -43,9 +43,18 @@ pub enum Error {
         /// Which.
         cluster_id: String,
     },
+    /// The log is damaged: it cannot be told what this disk holds.
+    #[error(
+        "the log of this disk is damaged: {what}. Recover on another disk. If this is the last one, keep a copy of the whole \
+         folder, remove the folder, start a new cluster, and import the newest export into it"
+    )]
+    DamagedLog {
+        /// What was found.
+        what: String,
+    },
     /// The log.
     #[error(transparent)]
-    Log(#[from] log::Error),
+    Log(log::Error),
     /// The store.
     #[error("cannot read the store: {0}")]
     Store(#[source] store::Error),
@@ -58,6 +67,15 @@ pub enum Error {
     /// The membership.
     #[error("cannot read the membership: {0}")]
     Membership(String),
+}
+
+impl From<log::Error> for Error {
+    fn from(error: log::Error) -> Self {
+        match error {
+            log::Error::Damaged { what } => Self::DamagedLog { what },
+            error => Self::Log(error),
+        }
+    }
 }
 
 impl From<convert::Error> for Error {
