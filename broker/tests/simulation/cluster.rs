@@ -23,6 +23,7 @@ use databroker::{
 use databroker_proto::internal::ShapeMember;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     auditor,
@@ -45,6 +46,8 @@ pub struct Host {
     pub index: usize,
     pub disk: Mutex<Disk>,
     running: Mutex<Option<Running>>,
+    /// When its process died last, and which node that was.
+    died: Mutex<Option<(Instant, u64)>>,
     pub skew: Arc<AtomicI64>,
     pub slowness: Slowness,
     pub stalled: Stalled,
@@ -83,6 +86,7 @@ impl Cluster {
             index,
             disk: Mutex::default(),
             running: Mutex::default(),
+            died: Mutex::default(),
             skew: Arc::new(AtomicI64::new(0)),
             slowness: Arc::new(AtomicU64::new(1)),
             stalled: Stalled::default(),
@@ -251,6 +255,7 @@ impl Cluster {
         running.lanes.last_words();
         running.lanes.stop();
         let mut disk = it.disk.lock();
+        *it.died.lock() = disk.node_id().map(|node| (Instant::now(), node));
         *disk = disk.after_crash(&self.world, power_lost);
     }
 
@@ -320,7 +325,13 @@ impl Cluster {
     fn judge_change(&self, index: u64, target: &BTreeSet<u64>) {
         // What the product allows, and something for what was under way while it looked.
         const BEHIND_MAX: u64 = databroker::node::shape::CAUGHT_UP_MAX + 64;
+        // For so long nobody can know that a node is gone: the leader goes by answers of the last second.
+        const UNNOTICED: Duration = Duration::from_millis(1500);
         let caught_up = self.hosts.iter().filter(|host| {
+            let just_died = |(at, node): &(Instant, u64)| at.elapsed() <= UNNOTICED && target.contains(node);
+            if host.died.lock().as_ref().is_some_and(just_died) {
+                return true;
+            }
             let disk = host.disk.lock();
             let is_one = disk.node_id().is_some_and(|node| target.contains(&node));
             is_one && disk.last_index() + BEHIND_MAX >= index
