@@ -156,8 +156,14 @@ impl Admin for Peering {
 
     async fn handover(&self, request: HandoverRequest) -> Result<HandoverReply, AdminError> {
         let to = Some(request.to.as_str()).filter(|to| !to.is_empty());
-        let reason = |error: HandoverError| AdminError::Unable { reason: error.to_string() };
-        Ok(HandoverReply { leader: self.0.hand_over(to).await.map_err(reason)? })
+        let failed = |error: HandoverError| match error {
+            HandoverError::Unknown { .. } => AdminError::Invalid { reason: error.to_string() },
+            HandoverError::NotLeader => AdminError::NoLeader,
+            HandoverError::Elsewhere { .. } | HandoverError::NoSuccessor | HandoverError::TimedOut { .. } => {
+                AdminError::Unable { reason: error.to_string() }
+            }
+        };
+        Ok(HandoverReply { leader: self.0.hand_over(to).await.map_err(failed)? })
     }
 }
 
