@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::Color;
-use databroker_proto::internal::{MemberStatus, ShapeMember, StatusReply, member_status::Role};
+use databroker_proto::internal::{MemberStatus, RefusingPeer, ShapeMember, StatusReply, member_status::Role};
 use serde::Serialize;
 
 use super::{
@@ -106,10 +106,24 @@ fn size(bytes: u64) -> String {
 
 /// Who leads, may I take a node away, and what is under way.
 fn summary(status: &StatusReply) -> Vec<String> {
+    let refusing = status.refusing.iter();
+    let refusing: Vec<_> = refusing
+        .map(|RefusingPeer { peer, reason }| {
+            format!("{} refuses {}: {}.", printable(peer), printable(&status.answered_by), printable(reason))
+        })
+        .collect();
     if status.cluster_id.is_empty() {
-        return vec!["There is no cluster yet: found one with `databroker cluster init`, on one node.".to_owned()];
+        let next = match refusing.is_empty() {
+            true => "There is no cluster yet: found one with `databroker cluster init`, on one node.".to_owned(),
+            // It may have a cluster already.
+            false => format!(
+                "{} belongs to no cluster. Do not found one before its peers answer it.",
+                printable(&status.answered_by)
+            ),
+        };
+        return [vec![next], refusing].concat();
     }
-    let mut lines = vec![leader(status), stoppable(status)];
+    let mut lines = [vec![leader(status), stoppable(status)], refusing].concat();
     if !status.next_step.is_empty() {
         lines.push(format!("Next: {}.", printable(status.next_step.trim_end_matches('.'))));
     }
@@ -159,6 +173,14 @@ struct StatusJson {
     server_version: String,
     latest_record_version: u64,
     next_step: String,
+    refusing: Vec<RefusingJson>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusingJson {
+    peer: String,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -207,6 +229,8 @@ impl From<&StatusReply> for StatusJson {
             node: format!("{:016x}", retired.node),
             confirmed: retired.confirmed,
         });
+        let refusing = status.refusing.iter();
+        let refusing = refusing.map(|it| RefusingJson { peer: it.peer.clone(), reason: it.reason.clone() });
         Self {
             cluster_id: status.cluster_id.clone(),
             answered_by: status.answered_by.clone(),
@@ -220,6 +244,7 @@ impl From<&StatusReply> for StatusJson {
             server_version: status.server_version.to_string(),
             latest_record_version: status.latest_record_version,
             next_step: status.next_step.clone(),
+            refusing: refusing.collect(),
         }
     }
 }
@@ -327,6 +352,13 @@ mod tests {
     fn the_summary_tells_of_what_is_missing() {
         let founded = summary(&StatusReply::default());
         assert!(founded[0].contains("cluster init"), "{founded:?}");
+        let refusing = vec![RefusingPeer { peer: "b".into(), reason: "it has another secret".into() }];
+        let alone = StatusReply { answered_by: "a".into(), refusing: refusing.clone(), ..StatusReply::default() };
+        let lines = summary(&alone);
+        assert!(!lines[0].contains("cluster init"), "{lines:?}");
+        assert_eq!(lines[1], "b refuses a: it has another secret.");
+        let lines = summary(&StatusReply { refusing, ..three() });
+        assert_eq!(lines[2], "b refuses b: it has another secret.");
         let mut status = three();
         status.leader.clear();
         status.members.iter_mut().for_each(|member| member.may_stop = false);

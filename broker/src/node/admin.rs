@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, num::NonZeroU64};
 
 use databroker_proto::internal::{
-    Introduction, MemberStatus, Reshaped, RetiredMember, SetMembersReply, SetShape, ShapeMember, StatusReply,
-    member_status::Role,
+    Introduction, MemberStatus, RefusingPeer, Reshaped, RetiredMember, SetMembersReply, SetShape, ShapeMember,
+    StatusReply, member_status::Role,
 };
 
 use super::{Error, Node, OpenError, directory::Heard, hello::configured_digest, open::Founding, shape::Observed};
@@ -30,6 +30,17 @@ pub enum AdminError {
     PeerFounded {
         /// Which.
         cluster_id: String,
+    },
+    /// It may belong to one already: this node cannot know.
+    #[error(
+        "{peer} answers, but refuses this node ({reason}): a cluster founded here could be a second one. Make the \
+         secrets or certificates equal, or take it out of `databroker_cluster_nodes`"
+    )]
+    PeerRefuses {
+        /// Who.
+        peer: String,
+        /// What it says.
+        reason: String,
     },
     /// The nodes do not agree on who should be a member.
     #[error("{name} lists other members in `databroker_cluster_nodes` than this node: make the files equal first")]
@@ -86,6 +97,9 @@ impl<R: Runtime> Node<R> {
         if let Some(cluster_id) = self.shared.directory.clusters().into_iter().next() {
             return Err(AdminError::PeerFounded { cluster_id });
         }
+        if let Some((peer, reason)) = self.shared.refusing.recent().into_iter().next() {
+            return Err(AdminError::PeerRefuses { peer, reason });
+        }
         let ours = configured_digest(&self.shared.configured);
         let all = self.shared.directory.all();
         let other = all.into_iter().find(|(_, heard)| heard.is_recent() && heard.said.configured_digest != ours);
@@ -117,7 +131,7 @@ impl<R: Runtime> Node<R> {
     pub fn cluster_status(&self) -> StatusReply {
         let snapshot = self.shared.reader.snapshot();
         let (cluster, progress, role) = (snapshot.cluster(), snapshot.progress(), self.role());
-        let retired = cluster.retired.iter();
+        let (retired, refusing) = (cluster.retired.iter(), self.shared.refusing.recent().into_iter());
         StatusReply {
             cluster_id: cluster.id.clone(),
             answered_by: self.shared.member.name.clone(),
@@ -133,6 +147,7 @@ impl<R: Runtime> Node<R> {
             server_version: progress.server_version,
             latest_record_version: progress.latest_record_version,
             next_step: self.shared.next_step.borrow().clone(),
+            refusing: refusing.map(|(peer, reason)| RefusingPeer { peer, reason }).collect(),
         }
     }
 

@@ -25,7 +25,7 @@ pub enum Refused {
         me: NodeId,
     },
     /// It comes from another cluster.
-    #[error("the message is of cluster {theirs}, this node belongs to cluster {ours}")]
+    #[error("it belongs to cluster {ours}, and the message is of cluster {theirs}")]
     Cluster {
         /// Whose it is.
         theirs: String,
@@ -70,11 +70,15 @@ impl<R: Runtime> Node<R> {
         let envelope = request.envelope.ok_or(Refused::Missing("envelope"))?;
         let kind = request.kind.ok_or(Refused::Missing("kind"))?;
         let me = self.shared.replica.node_id();
-        self.check(&envelope, matches!(kind, peer_request::Kind::Hello(_)))?;
+        let checked = self.check(&envelope, matches!(kind, peer_request::Kind::Hello(_)));
+        if let (peer_request::Kind::Hello(hello), Err(Refused::Cluster { theirs, ours })) = (&kind, &checked) {
+            self.tell_stranger(hello, theirs, ours);
+        }
+        checked?;
         let kind = match kind {
             peer_request::Kind::ReadIndex(_) => self.answer_read_index().await,
             peer_request::Kind::Forward(request) => self.answer_forward(request).await?,
-            peer_request::Kind::Hello(request) => self.answer_hello(request)?,
+            peer_request::Kind::Hello(request) => self.answer_hello(request),
             peer_request::Kind::Retire(request) => self.answer_retire(request).await?,
             raft => self.shared.replica.handle(raft).await?,
         };

@@ -20,6 +20,7 @@ use self::{
     coalesce::{Origin, Proposal, Room},
     directory::Directory,
     outbound::Outbound,
+    refusals::Refusals,
     replication::WriteGap,
     tracker::Requests,
 };
@@ -48,6 +49,7 @@ mod hello;
 mod open;
 mod outbound;
 pub mod recover;
+mod refusals;
 mod replication;
 mod retire;
 pub mod route;
@@ -148,6 +150,10 @@ struct Shared<R: Runtime> {
     open: watch::Sender<bool>,
     /// Who was heard.
     directory: Directory,
+    /// Peers that refuse this node.
+    refusing: Refusals,
+    /// Nodes of other clusters that this one refuses.
+    strangers: Refusals,
     /// Where peers may be found.
     seeds: Arc<dyn Seeds>,
     /// This node as its peers will know it.

@@ -39,6 +39,8 @@ pub struct Observed {
     pub members: BTreeMap<NodeId, Member>,
     /// Who has said Hello lately, by name: the node that runs under it now.
     pub heard: BTreeMap<String, NodeId>,
+    /// Who runs and refuses the leader, by name, and why.
+    pub refuses: BTreeMap<String, String>,
     /// The newest command version of each node that was heard lately, and of the leader.
     pub knows: BTreeMap<NodeId, u32>,
     /// The command version that the cluster has raised: who knows less cannot belong to it.
@@ -75,6 +77,13 @@ pub enum Step {
 pub enum Waiting {
     /// A name of the shape has not said Hello yet.
     Hello(String),
+    /// The node under a name runs, and refuses the leader.
+    Refused {
+        /// Whose.
+        name: String,
+        /// What it says.
+        reason: String,
+    },
     /// The node under a name is of a release that does not know what the cluster uses.
     Upgrade {
         /// Whose.
@@ -101,6 +110,7 @@ impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hello(name) => write!(f, "waiting for {name} to start"),
+            Self::Refused { name, reason } => write!(f, "waiting for {name}, which refuses the leader: {reason}"),
             Self::Upgrade { name, knows, needed } => write!(
                 f,
                 "waiting for {name} to be upgraded: it knows command version {knows}, the cluster uses {needed}"
@@ -284,7 +294,13 @@ fn unresolved(seen: &Observed) -> Step {
         return Step::Wait(waiting);
     }
     let silent = seen.shape.iter().find(|wanted| seen.node_for(&wanted.name).is_none());
-    silent.map_or(Step::Reached, |wanted| Step::Wait(Waiting::Hello(wanted.name.clone())))
+    silent.map_or(Step::Reached, |ShapeMember { name, .. }| {
+        let (name, reason) = (name.clone(), seen.refuses.get(name).cloned());
+        Step::Wait(match reason {
+            Some(reason) => Waiting::Refused { name, reason },
+            None => Waiting::Hello(name),
+        })
+    })
 }
 
 #[cfg(test)]
@@ -307,6 +323,7 @@ mod tests {
             voters: vec![members[..voters].iter().map(|(_, node)| *node).collect()],
             members: members.iter().map(|(name, node)| (*node, member(name))).collect(),
             heard: members.iter().map(|(name, node)| (name.to_string(), *node)).collect(),
+            refuses: BTreeMap::new(),
             knows: members.iter().map(|(_, node)| (*node, 1)).collect(),
             raised: 1,
             retired: BTreeSet::new(),

@@ -80,6 +80,7 @@ impl<R: Runtime> Node<R> {
             voters: members.voters,
             members: members.members,
             heard,
+            refuses: self.shared.refusing.recent(),
             knows,
             raised: snapshot.cluster().command_version,
             retired: snapshot.cluster().retired.iter().map(|retired| retired.node).collect(),

@@ -102,10 +102,10 @@ pub trait Admin: Send + Sync + 'static {
 /// Why a peer gets no answer. It hears the reason as [`crate::raft::transport::CallError::Refused`], but for `Closing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The message is for another cluster.
-    #[error("the message is for the cluster {found}, this node belongs to {ours}")]
+    /// The message is of another cluster.
+    #[error("it belongs to cluster {ours}, and the message is of cluster {found}")]
     OtherCluster {
-        /// For which.
+        /// Of which.
         found: String,
         /// This node's; empty: none yet.
         ours: String,

@@ -186,7 +186,9 @@ fn unfulfilled(error: node::AdminError) -> AdminError {
             AdminError::AlreadyInitialized { reason }
         }
         node::AdminError::BadId | node::AdminError::BadMembers(_) => AdminError::Invalid { reason },
-        node::AdminError::Disagree { .. } | node::AdminError::Refused(_) => AdminError::Unable { reason },
+        node::AdminError::PeerRefuses { .. } | node::AdminError::Disagree { .. } | node::AdminError::Refused(_) => {
+            AdminError::Unable { reason }
+        }
         node::AdminError::Node(error) => match error {
             node::Error::NotInitialized => AdminError::NotInitialized,
             node::Error::NoLeader | node::Error::NotLeader | node::Error::Overloaded => AdminError::NoLeader,
