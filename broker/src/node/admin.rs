@@ -135,7 +135,7 @@ impl<R: Runtime> Node<R> {
         StatusReply {
             cluster_id: cluster.id.clone(),
             answered_by: self.shared.member.name.clone(),
-            leader: self.leader_name().unwrap_or_default(),
+            leader: self.present_leader_name().unwrap_or_default(),
             term: role.term,
             command_version: cluster.command_version,
             shape_generation: cluster.shape_generation,
@@ -156,7 +156,7 @@ impl<R: Runtime> Node<R> {
         let me = Heard { said: self.introduce(), at: tokio::time::Instant::now() };
         known.insert(self.shared.member.name.clone(), me);
         let seen = self.judge(&known);
-        let leader = self.role().leader;
+        let leader = self.shared.replica.present_leader();
         let head = known.values().find(|heard| Some(heard.said.node) == leader).map(|heard| &heard.said);
         let sight = Sight { seen: &seen, leader, head, now_nanos: self.clock().now_nanos() };
         let mut statuses: Vec<_> = seen

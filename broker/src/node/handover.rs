@@ -54,7 +54,8 @@ impl<R: Runtime> Node<R> {
     pub async fn hand_over(&self, to: Option<&str>) -> Result<String, Error> {
         self.check_wanted(to)?;
         let fits = |leader: &String| to.is_none_or(|to| to == leader);
-        let leader = self.leader_name().ok_or(Error::NotLeader)?;
+        let leader = if self.role().leads { self.leader_name() } else { self.present_leader_name() };
+        let leader = leader.ok_or(Error::NotLeader)?;
         if to == Some(leader.as_str()) {
             return Ok(leader);
         }
@@ -135,7 +136,12 @@ impl<R: Runtime> Node<R> {
         self.shared.replica.peer(node).map(|peer| peer.member.name).unwrap_or_default()
     }
 
-    /// Who leads, by name.
+    /// Who leads and is there, by name.
+    pub(super) fn present_leader_name(&self) -> Option<String> {
+        self.shared.replica.present_leader().map(|leader| self.member_name(leader))
+    }
+
+    /// Who leads, or led last, by name.
     pub(super) fn leader_name(&self) -> Option<String> {
         self.role().leader.map(|leader| self.member_name(leader))
     }

@@ -15,7 +15,7 @@ use databroker_proto::internal::{
 use futures::future::{BoxFuture, join_all};
 use ring::digest;
 
-use super::{Node, Shared};
+use super::{Node, Shared, absence::Absence};
 use crate::raft::{
     NodeId,
     runtime::Runtime,
@@ -49,11 +49,12 @@ impl Seeds for NoSeeds {
 
 /// Greets for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>, seeds: Arc<dyn Seeds>) {
-    let mut differing = BTreeSet::new();
+    let (mut differing, mut absence) = (BTreeSet::new(), Absence::default());
     while let Some(shared) = node.upgrade() {
         let node = Node { shared };
         node.greet_all(&*seeds).await;
         node.tell_clocks(&mut differing);
+        node.tell_absence(&mut absence);
         drop(node);
         tokio::time::sleep(EVERY).await;
     }
@@ -181,7 +182,7 @@ impl<R: Runtime> Node<R> {
             command_version: shared.knows,
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
-            leader: role.leader.unwrap_or(0),
+            leader: shared.replica.present_leader().unwrap_or(0),
             members: members.iter().map(|(node, member)| member.to_message(*node)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),

@@ -37,6 +37,7 @@ use crate::{
     },
 };
 
+mod absence;
 mod admin;
 mod answer;
 mod clocks;

@@ -55,6 +55,8 @@ impl<R: Runtime> Replica<R> {
     pub async fn handle(&self, kind: request::Kind) -> Result<reply::Kind, HandleError> {
         match kind {
             request::Kind::Append(append) => {
+                // As it comes: the disk may take its time.
+                self.presence.note(append.vote.as_ref());
                 let answer = self.raft.append_entries(rpc::append_of::<R>(append)?).await?;
                 Ok(reply::Kind::Append(rpc::append_reply_message(&answer)))
             }
@@ -94,6 +96,7 @@ impl<R: Runtime> Replica<R> {
         let watched = chunks.inspect(move |chunk| chunk.kind.iter().for_each(|kind| transfer.moved(kind)));
         let mut chunks = Chunks(watched);
         let header = chunks.header::<R>().await?;
+        self.presence.note(header.vote.as_ref());
         let (vote, meta) = rpc::snapshot_header_of(&header)?;
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));

@@ -2,6 +2,7 @@
 //!
 //! Not here: real processes (`tests/it`), and what a cut network does (`raft::cluster_tests`).
 
+mod absence;
 mod clocks;
 mod handover;
 mod recovery;
