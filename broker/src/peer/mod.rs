@@ -118,6 +118,14 @@ pub enum Refused {
         /// Who this is.
         ours: u64,
     },
+    /// The message is in another's name than the certificate's.
+    #[error("the message says that it is from {found:?}, the certificate is {ours:?}'s")]
+    OtherName {
+        /// Whose it says it is.
+        found: String,
+        /// The certificate's.
+        ours: String,
+    },
     /// This release does not know the question.
     #[error("this release does not know what is asked")]
     Unknown,

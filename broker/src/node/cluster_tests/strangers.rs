@@ -2,6 +2,10 @@
 //!
 //! Not here: who is refused, and at which layer (`peer::tests`); what becomes of old disks (`recovery`).
 
+use databroker_proto::internal::{
+    AppendRequest, Envelope, HelloRequest, Introduction, RetireRequest, peer_request::Kind as Asked, snapshot_chunk,
+};
+
 use super::*;
 
 /// Refuses every question, as TLS does where the secret is another.
@@ -61,5 +65,43 @@ async fn a_node_of_another_cluster_is_waited_for_by_what_it_says_and_both_know()
     assert_eq!(a.cluster_status().refusing[0].peer, "b");
     assert_eq!(b.shared.strangers.recent().len(), 1);
     drop((a, b));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_speaks_for_its_own_name_only() {
+    let cluster = Cluster::of([COMMAND_VERSION; 3]).await;
+    let (a, b) = (&cluster.running["a"], &cluster.running["b"]);
+    cluster.eventually("it knows the members", |_| a.shared.replica.peer(b.shared.replica.node_id()).is_some()).await;
+    let (me, them) = (a.shared.replica.node_id(), b.shared.replica.node_id());
+    let ask = async |from: &str, envelope: Envelope, kind| {
+        a.answer_from(from, PeerRequest { envelope: Some(envelope), kind: Some(kind) }).await
+    };
+    let hello =
+        |name: &str| Asked::Hello(HelloRequest { me: Some(Introduction { name: name.into(), ..b.introduce() }) });
+    let refused = ask("c", b.shared.replica.envelope(0), hello("b")).await;
+    assert!(
+        matches!(&refused, Err(Refused::Name { says, certified }) if says == "b" && certified == "c"),
+        "{refused:?}"
+    );
+    assert!(ask("b", b.shared.replica.envelope(0), hello("c")).await.is_err());
+    assert!(ask("b", b.shared.replica.envelope(0), hello("b")).await.is_ok());
+
+    // Under the id of another member; this would end the node.
+    let retire = || Asked::Retire(RetireRequest { node: me });
+    let append = || Asked::Append(AppendRequest::default());
+    for kind in [retire(), append()] {
+        let refused = ask("c", b.shared.replica.envelope(me), kind).await;
+        assert!(matches!(refused, Err(Refused::Name { .. })), "{refused:?}");
+    }
+    let through = ask("b", b.shared.replica.envelope(me), append()).await;
+    assert!(matches!(through, Err(Refused::Raft(_))), "it is malformed, and was looked at: {through:?}");
+    let chunk = |from| SnapshotChunk {
+        envelope: Some(Envelope { from, ..b.shared.replica.envelope(me) }),
+        kind: Some(snapshot_chunk::Kind::Rows(Default::default())),
+    };
+    let install = async |from| a.install_from("c", futures::stream::iter([chunk(from)])).await;
+    assert!(matches!(install(them).await, Err(Refused::Name { .. })));
+    assert!(matches!(install(them ^ 1).await, Err(Refused::Install(_))), "who is no member may be anybody");
     cluster.end().await;
 }
