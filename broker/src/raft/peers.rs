@@ -13,7 +13,7 @@ use super::{
     Replica, SnapshotMeta, Vote, convert, rpc,
     runtime::Runtime,
     snapshot::{Chunks, InstallError, SnapshotData},
-    transfers::{Direction, Transfer},
+    transfers::{Direction, Tally, Transfer},
 };
 use crate::store::transfer::Arrived;
 
@@ -90,9 +90,26 @@ impl<R: Runtime> Replica<R> {
     where
         S: Stream<Item = SnapshotChunk> + Unpin + Send,
     {
+        let tally = Tally::new();
+        let installed = self.receive(chunks, tally.clone()).await;
+        let (rows, bytes, took) = tally.now();
+        let seconds = took.as_secs_f64();
+        match &installed {
+            // It was not needed any more.
+            Ok(_) if rows == 0 => {}
+            Ok(_) => tracing::info!(rows, bytes, seconds, "took over the store of a peer"),
+            Err(error) => tracing::warn!(rows, bytes, seconds, %error, "the store of a peer was not taken over"),
+        }
+        installed
+    }
+
+    async fn receive<S>(&self, chunks: S, tally: Tally) -> Result<SnapshotReply, InstallError>
+    where
+        S: Stream<Item = SnapshotChunk> + Unpin + Send,
+    {
         let receiver = self.machine.receiver.clone();
         let turn = receiver.turn.clone().try_lock_owned().map_err(|_| InstallError::Busy)?;
-        let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received);
+        let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received, tally);
         let watched = chunks.inspect(move |chunk| chunk.kind.iter().for_each(|kind| transfer.moved(kind)));
         let mut chunks = Chunks(watched);
         let header = chunks.header::<R>().await?;
