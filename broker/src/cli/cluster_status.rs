@@ -81,6 +81,8 @@ fn role_name(role: Role) -> &'static str {
 fn lag(member: &MemberStatus) -> String {
     match (member.lag_records, member.lag_millis) {
         _ if member.role() == Role::Leader => "-".to_owned(),
+        // Every node says its version: this one was not heard since the answering node started.
+        _ if member.version.is_empty() => "-".to_owned(),
         (0, 0) => "0".to_owned(),
         (records, millis) => format!("{records} ({})", short(Duration::from_millis(millis))),
     }
@@ -127,9 +129,13 @@ fn summary(status: &StatusReply) -> Vec<String> {
     if !status.next_step.is_empty() {
         lines.push(format!("Next: {}.", printable(status.next_step.trim_end_matches('.'))));
     }
-    let waiting: Vec<_> = status.retired.iter().filter(|retired| !retired.confirmed).collect();
+    // Where the name has a member, its data are not to be deleted, and a name is what people go by.
+    let is_member = |name: &str| status.members.iter().any(|m| m.name == name && m.role() != Role::Waiting);
+    let waiting: Vec<_> =
+        status.retired.iter().filter(|retired| !retired.confirmed && !is_member(&retired.name)).collect();
     if !waiting.is_empty() {
-        let names: Vec<_> = waiting.iter().map(|retired| printable(&retired.name)).collect();
+        let names: Vec<_> =
+            waiting.iter().map(|retired| format!("{} ({:016x})", printable(&retired.name), retired.node)).collect();
         lines.push(format!(
             "Removed, and not told yet: {}. Delete their data if they never come back.",
             names.join(", ")
@@ -349,6 +355,13 @@ mod tests {
     }
 
     #[test]
+    fn who_was_never_heard_is_not_said_to_be_behind() {
+        let heard = MemberStatus { lag_records: 40, lag_millis: 2500, ..member("c", Role::Voter) };
+        assert_eq!(lag(&heard), "40 (2s)");
+        assert_eq!(lag(&MemberStatus { version: String::new(), ..heard }), "-");
+    }
+
+    #[test]
     fn the_summary_tells_of_what_is_missing() {
         let founded = summary(&StatusReply::default());
         assert!(founded[0].contains("cluster init"), "{founded:?}");
@@ -368,7 +381,10 @@ mod tests {
         assert!(lines[0].starts_with("Nobody leads, as far as b knows"), "{lines:?}");
         assert!(lines[1].starts_with("No node may be stopped"), "{lines:?}");
         assert_eq!(lines[2], "Next: wait for d to catch up.");
-        assert!(lines[3].contains("not told yet: e."), "{lines:?}");
+        assert!(lines[3].contains("not told yet: e (0000000000000001)."), "{lines:?}");
+        // The member of that name would be taken for the one that was removed.
+        status.retired[0].name = "a".into();
+        assert_eq!(summary(&status).len(), 3, "{lines:?}");
     }
 
     #[test]

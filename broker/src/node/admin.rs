@@ -153,7 +153,7 @@ impl<R: Runtime> Node<R> {
 
     fn member_statuses(&self) -> Vec<MemberStatus> {
         let mut known = self.shared.directory.all();
-        let me = Heard { said: self.introduce(), at: tokio::time::Instant::now() };
+        let me = Heard::now(self.introduce());
         known.insert(self.shared.member.name.clone(), me);
         let seen = self.judge(&known);
         let leader = self.shared.replica.present_leader();
@@ -216,7 +216,8 @@ impl Sight<'_> {
             committed_index: said.committed_index,
             applied_index: said.applied_index,
             lag_records: behind(|said| said.latest_record_version),
-            lag_millis: behind(|said| said.store_now_nanos) / 1_000_000,
+            // A store in which nothing has happened yet is not behind by the time since 1970.
+            lag_millis: if said.store_now_nanos == 0 { 0 } else { behind(|said| said.store_now_nanos) / 1_000_000 },
             disk_bytes: said.disk_bytes,
             disk_bytes_free: said.disk_bytes_free,
             version: said.version.clone(),
