@@ -384,6 +384,11 @@ impl<R: Runtime> Node<R> {
         self.shared.failure.reason().map(|reason| reason.to_string())
     }
 
+    /// Whether it is to end because it was removed from its cluster, and not because something broke.
+    pub fn was_removed(&self) -> bool {
+        self.shared.failure.is_orderly()
+    }
+
     /// Stops: nothing new is taken, what was applied is brought to the disk, all threads end. What is still under way
     /// fails with [`Error::ShuttingDown`].
     pub async fn shutdown(self) {
