@@ -67,18 +67,26 @@ pub enum AdminError {
 
 impl<R: Runtime> Node<R> {
     /// Founds the cluster, with this node as its first voter and the configured members as its shape. Returns its id.
+    /// What a crash broke off half done is completed.
     ///
     /// # Errors
     /// See [`AdminError`].
     pub async fn init(&self, cluster_id: Option<String>) -> Result<String, AdminError> {
         let snapshot = self.shared.reader.snapshot();
-        if let Some(cluster_id) = snapshot.cluster_id().filter(|id| Some(*id) != cluster_id.as_deref()) {
-            return Err(AdminError::Founded { cluster_id: cluster_id.into() });
-        }
-        if snapshot.cluster_id().is_none() {
-            self.greet_all(&*self.shared.seeds).await;
-            self.refuse_divided()?;
-        }
+        let cluster_id = match (snapshot.cluster_id(), cluster_id) {
+            (Some(ours), wanted) if wanted.as_deref().is_none_or(|wanted| wanted == ours) && self.is_half_founded() => {
+                Some(ours.to_owned())
+            }
+            (Some(ours), wanted) if wanted.as_deref() != Some(ours) => {
+                return Err(AdminError::Founded { cluster_id: ours.into() });
+            }
+            (Some(_), wanted) => wanted,
+            (None, wanted) => {
+                self.greet_all(&*self.shared.seeds).await;
+                self.refuse_divided()?;
+                wanted
+            }
+        };
         let cluster_id = cluster_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
         if cluster_id.is_empty() || cluster_id.len() > 64 || !cluster_id.bytes().all(allowed) {
@@ -91,6 +99,12 @@ impl<R: Runtime> Node<R> {
             self.set_members(0, self.shared.configured.clone()).await?;
         }
         Ok(self.shared.reader.snapshot().cluster_id().unwrap_or_default().to_owned())
+    }
+
+    /// There is a cluster, but nobody has said who should belong to it, as `init` does last where members are listed.
+    fn is_half_founded(&self) -> bool {
+        let unshaped = self.shared.reader.snapshot().cluster().shape_generation == 0;
+        unshaped && self.role().alone && !self.shared.configured.is_empty()
     }
 
     fn refuse_divided(&self) -> Result<(), AdminError> {
