@@ -123,6 +123,9 @@ pub enum Refusal {
         /// Who does, if known.
         leader: Option<NodeId>,
     },
+    /// The leader takes no more just now. Nothing took effect, or all of it may have.
+    #[error("the leader is busy")]
+    Busy,
     /// The leader changed while the proposal was under way; it may still take effect.
     #[error("the leader has changed")]
     Unknown,

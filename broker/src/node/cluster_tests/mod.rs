@@ -4,6 +4,8 @@
 
 mod absence;
 mod clocks;
+mod forwarding;
+mod founding;
 mod handover;
 mod recovery;
 mod releases;
