@@ -144,7 +144,7 @@ func (c *cluster) follow(node *broker) error {
 		case status.Leader == "":
 			return errors.New("nobody leads")
 		case status.Leader == node.name():
-			_, err := administer(c.nodes[0], "cluster", "handover", "--to", c.nodes[0].name())
+			_, err := administer(node, "cluster", "handover", "--to", c.nodes[0].name())
 			return errors.Join(errors.New("the node under test leads"), err)
 		}
 		return nil

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::Color;
-use databroker_proto::internal::{MemberStatus, ShapeMember, StatusReply, member_status::Role};
+use databroker_proto::internal::{MemberStatus, RefusingPeer, ShapeMember, StatusReply, member_status::Role};
 use serde::Serialize;
 
 use super::{
@@ -81,6 +81,8 @@ fn role_name(role: Role) -> &'static str {
 fn lag(member: &MemberStatus) -> String {
     match (member.lag_records, member.lag_millis) {
         _ if member.role() == Role::Leader => "-".to_owned(),
+        // Every node says its version: this one was not heard since the answering node started.
+        _ if member.version.is_empty() => "-".to_owned(),
         (0, 0) => "0".to_owned(),
         (records, millis) => format!("{records} ({})", short(Duration::from_millis(millis))),
     }
@@ -106,16 +108,34 @@ fn size(bytes: u64) -> String {
 
 /// Who leads, may I take a node away, and what is under way.
 fn summary(status: &StatusReply) -> Vec<String> {
+    let refusing = status.refusing.iter();
+    let refusing: Vec<_> = refusing
+        .map(|RefusingPeer { peer, reason }| {
+            format!("{} refuses {}: {}.", printable(peer), printable(&status.answered_by), printable(reason))
+        })
+        .collect();
     if status.cluster_id.is_empty() {
-        return vec!["There is no cluster yet: found one with `databroker cluster init`, on one node.".to_owned()];
+        let next = match refusing.is_empty() {
+            true => "There is no cluster yet: found one with `databroker cluster init`, on one node.".to_owned(),
+            // It may have a cluster already.
+            false => format!(
+                "{} belongs to no cluster. Do not found one before its peers answer it.",
+                printable(&status.answered_by)
+            ),
+        };
+        return [vec![next], refusing].concat();
     }
-    let mut lines = vec![leader(status), stoppable(status)];
+    let mut lines = [vec![leader(status), stoppable(status)], refusing].concat();
     if !status.next_step.is_empty() {
         lines.push(format!("Next: {}.", printable(status.next_step.trim_end_matches('.'))));
     }
-    let waiting: Vec<_> = status.retired.iter().filter(|retired| !retired.confirmed).collect();
+    // Where the name has a member, its data are not to be deleted, and a name is what people go by.
+    let is_member = |name: &str| status.members.iter().any(|m| m.name == name && m.role() != Role::Waiting);
+    let waiting: Vec<_> =
+        status.retired.iter().filter(|retired| !retired.confirmed && !is_member(&retired.name)).collect();
     if !waiting.is_empty() {
-        let names: Vec<_> = waiting.iter().map(|retired| printable(&retired.name)).collect();
+        let names: Vec<_> =
+            waiting.iter().map(|retired| format!("{} ({:016x})", printable(&retired.name), retired.node)).collect();
         lines.push(format!(
             "Removed, and not told yet: {}. Delete their data if they never come back.",
             names.join(", ")
@@ -159,6 +179,14 @@ struct StatusJson {
     server_version: String,
     latest_record_version: u64,
     next_step: String,
+    refusing: Vec<RefusingJson>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusingJson {
+    peer: String,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -207,6 +235,8 @@ impl From<&StatusReply> for StatusJson {
             node: format!("{:016x}", retired.node),
             confirmed: retired.confirmed,
         });
+        let refusing = status.refusing.iter();
+        let refusing = refusing.map(|it| RefusingJson { peer: it.peer.clone(), reason: it.reason.clone() });
         Self {
             cluster_id: status.cluster_id.clone(),
             answered_by: status.answered_by.clone(),
@@ -220,6 +250,7 @@ impl From<&StatusReply> for StatusJson {
             server_version: status.server_version.to_string(),
             latest_record_version: status.latest_record_version,
             next_step: status.next_step.clone(),
+            refusing: refusing.collect(),
         }
     }
 }
@@ -324,9 +355,23 @@ mod tests {
     }
 
     #[test]
+    fn who_was_never_heard_is_not_said_to_be_behind() {
+        let heard = MemberStatus { lag_records: 40, lag_millis: 2500, ..member("c", Role::Voter) };
+        assert_eq!(lag(&heard), "40 (2s)");
+        assert_eq!(lag(&MemberStatus { version: String::new(), ..heard }), "-");
+    }
+
+    #[test]
     fn the_summary_tells_of_what_is_missing() {
         let founded = summary(&StatusReply::default());
         assert!(founded[0].contains("cluster init"), "{founded:?}");
+        let refusing = vec![RefusingPeer { peer: "b".into(), reason: "it has another secret".into() }];
+        let alone = StatusReply { answered_by: "a".into(), refusing: refusing.clone(), ..StatusReply::default() };
+        let lines = summary(&alone);
+        assert!(!lines[0].contains("cluster init"), "{lines:?}");
+        assert_eq!(lines[1], "b refuses a: it has another secret.");
+        let lines = summary(&StatusReply { refusing, ..three() });
+        assert_eq!(lines[2], "b refuses b: it has another secret.");
         let mut status = three();
         status.leader.clear();
         status.members.iter_mut().for_each(|member| member.may_stop = false);
@@ -336,7 +381,10 @@ mod tests {
         assert!(lines[0].starts_with("Nobody leads, as far as b knows"), "{lines:?}");
         assert!(lines[1].starts_with("No node may be stopped"), "{lines:?}");
         assert_eq!(lines[2], "Next: wait for d to catch up.");
-        assert!(lines[3].contains("not told yet: e."), "{lines:?}");
+        assert!(lines[3].contains("not told yet: e (0000000000000001)."), "{lines:?}");
+        // The member of that name would be taken for the one that was removed.
+        status.retired[0].name = "a".into();
+        assert_eq!(summary(&status).len(), 3, "{lines:?}");
     }
 
     #[test]

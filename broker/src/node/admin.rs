@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, num::NonZeroU64};
 
 use databroker_proto::internal::{
-    Introduction, MemberStatus, Reshaped, RetiredMember, SetMembersReply, SetShape, ShapeMember, StatusReply,
-    member_status::Role,
+    Introduction, MemberStatus, RefusingPeer, Reshaped, RetiredMember, SetMembersReply, SetShape, ShapeMember,
+    StatusReply, member_status::Role,
 };
 
 use super::{Error, Node, OpenError, directory::Heard, hello::configured_digest, open::Founding, shape::Observed};
@@ -31,6 +31,17 @@ pub enum AdminError {
         /// Which.
         cluster_id: String,
     },
+    /// It may belong to one already: this node cannot know.
+    #[error(
+        "{peer} answers, but refuses this node ({reason}): a cluster founded here could be a second one. Make the \
+         secrets or certificates equal, or take it out of `databroker_cluster_nodes`"
+    )]
+    PeerRefuses {
+        /// Who.
+        peer: String,
+        /// What it says.
+        reason: String,
+    },
     /// The nodes do not agree on who should be a member.
     #[error("{name} lists other members in `databroker_cluster_nodes` than this node: make the files equal first")]
     Disagree {
@@ -56,18 +67,26 @@ pub enum AdminError {
 
 impl<R: Runtime> Node<R> {
     /// Founds the cluster, with this node as its first voter and the configured members as its shape. Returns its id.
+    /// What a crash broke off half done is completed.
     ///
     /// # Errors
     /// See [`AdminError`].
     pub async fn init(&self, cluster_id: Option<String>) -> Result<String, AdminError> {
         let snapshot = self.shared.reader.snapshot();
-        if let Some(cluster_id) = snapshot.cluster_id().filter(|id| Some(*id) != cluster_id.as_deref()) {
-            return Err(AdminError::Founded { cluster_id: cluster_id.into() });
-        }
-        if snapshot.cluster_id().is_none() {
-            self.greet_all(&*self.shared.seeds).await;
-            self.refuse_divided()?;
-        }
+        let cluster_id = match (snapshot.cluster_id(), cluster_id) {
+            (Some(ours), wanted) if wanted.as_deref().is_none_or(|wanted| wanted == ours) && self.is_half_founded() => {
+                Some(ours.to_owned())
+            }
+            (Some(ours), wanted) if wanted.as_deref() != Some(ours) => {
+                return Err(AdminError::Founded { cluster_id: ours.into() });
+            }
+            (Some(_), wanted) => wanted,
+            (None, wanted) => {
+                self.greet_all(&*self.shared.seeds).await;
+                self.refuse_divided()?;
+                wanted
+            }
+        };
         let cluster_id = cluster_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
         if cluster_id.is_empty() || cluster_id.len() > 64 || !cluster_id.bytes().all(allowed) {
@@ -82,9 +101,18 @@ impl<R: Runtime> Node<R> {
         Ok(self.shared.reader.snapshot().cluster_id().unwrap_or_default().to_owned())
     }
 
+    /// There is a cluster, but nobody has said who should belong to it, as `init` does last where members are listed.
+    fn is_half_founded(&self) -> bool {
+        let unshaped = self.shared.reader.snapshot().cluster().shape_generation == 0;
+        unshaped && self.role().alone && !self.shared.configured.is_empty()
+    }
+
     fn refuse_divided(&self) -> Result<(), AdminError> {
         if let Some(cluster_id) = self.shared.directory.clusters().into_iter().next() {
             return Err(AdminError::PeerFounded { cluster_id });
+        }
+        if let Some((peer, reason)) = self.shared.refusing.recent().into_iter().next() {
+            return Err(AdminError::PeerRefuses { peer, reason });
         }
         let ours = configured_digest(&self.shared.configured);
         let all = self.shared.directory.all();
@@ -117,11 +145,11 @@ impl<R: Runtime> Node<R> {
     pub fn cluster_status(&self) -> StatusReply {
         let snapshot = self.shared.reader.snapshot();
         let (cluster, progress, role) = (snapshot.cluster(), snapshot.progress(), self.role());
-        let retired = cluster.retired.iter();
+        let (retired, refusing) = (cluster.retired.iter(), self.shared.refusing.recent().into_iter());
         StatusReply {
             cluster_id: cluster.id.clone(),
             answered_by: self.shared.member.name.clone(),
-            leader: self.leader_name().unwrap_or_default(),
+            leader: self.present_leader_name().unwrap_or_default(),
             term: role.term,
             command_version: cluster.command_version,
             shape_generation: cluster.shape_generation,
@@ -133,15 +161,16 @@ impl<R: Runtime> Node<R> {
             server_version: progress.server_version,
             latest_record_version: progress.latest_record_version,
             next_step: self.shared.next_step.borrow().clone(),
+            refusing: refusing.map(|(peer, reason)| RefusingPeer { peer, reason }).collect(),
         }
     }
 
     fn member_statuses(&self) -> Vec<MemberStatus> {
         let mut known = self.shared.directory.all();
-        let me = Heard { said: self.introduce(), at: tokio::time::Instant::now() };
+        let me = Heard::now(self.introduce());
         known.insert(self.shared.member.name.clone(), me);
         let seen = self.judge(&known);
-        let leader = self.role().leader;
+        let leader = self.shared.replica.present_leader();
         let head = known.values().find(|heard| Some(heard.said.node) == leader).map(|heard| &heard.said);
         let sight = Sight { seen: &seen, leader, head, now_nanos: self.clock().now_nanos() };
         let mut statuses: Vec<_> = seen
@@ -201,7 +230,8 @@ impl Sight<'_> {
             committed_index: said.committed_index,
             applied_index: said.applied_index,
             lag_records: behind(|said| said.latest_record_version),
-            lag_millis: behind(|said| said.store_now_nanos) / 1_000_000,
+            // A store in which nothing has happened yet is not behind by the time since 1970.
+            lag_millis: if said.store_now_nanos == 0 { 0 } else { behind(|said| said.store_now_nanos) / 1_000_000 },
             disk_bytes: said.disk_bytes,
             disk_bytes_free: said.disk_bytes_free,
             version: said.version.clone(),

@@ -3,7 +3,8 @@
 use std::pin::Pin;
 
 use databroker_proto::internal::{
-    Envelope, PeerReply, PeerRequest, ReadIndexReply, SnapshotChunk, SnapshotReply, peer_reply, peer_request,
+    Envelope, HelloRequest, PeerReply, PeerRequest, ReadIndexReply, SnapshotChunk, SnapshotReply, peer_reply,
+    peer_request,
 };
 use futures::{Stream, StreamExt as _};
 
@@ -25,12 +26,20 @@ pub enum Refused {
         me: NodeId,
     },
     /// It comes from another cluster.
-    #[error("the message is of cluster {theirs}, this node belongs to cluster {ours}")]
+    #[error("it belongs to cluster {ours}, and the message is of cluster {theirs}")]
     Cluster {
         /// Whose it is.
         theirs: String,
         /// Whose this node is.
         ours: String,
+    },
+    /// It is said to come from one node, and another's certificate was shown.
+    #[error("the message says that it is from {says:?}, the certificate is {certified:?}'s")]
+    Name {
+        /// Whose it says it is.
+        says: String,
+        /// Whose certificate it came with.
+        certified: String,
     },
     /// Raft cannot take it.
     #[error(transparent)]
@@ -62,7 +71,51 @@ fn check(envelope: &Envelope, me: NodeId, ours: &str, greeting: bool) -> Result<
 }
 
 impl<R: Runtime> Node<R> {
-    /// Answers another node.
+    /// Answers the node whose certificate says `from`.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn answer_from(&self, from: &str, request: PeerRequest) -> Result<PeerReply, Refused> {
+        if let Some(peer_request::Kind::Hello(HelloRequest { me: Some(me) })) = &request.kind {
+            self.check_name(from, &me.name)?;
+        }
+        self.check_sender(from, request.envelope.as_ref())?;
+        self.answer(request).await
+    }
+
+    /// Takes over the store of the node whose certificate says `from`.
+    ///
+    /// # Errors
+    /// See [`Refused`]; the store in use is untouched.
+    pub async fn install_from(
+        &self,
+        from: &str,
+        chunks: impl Stream<Item = SnapshotChunk> + Unpin + Send,
+    ) -> Result<SnapshotReply, Refused> {
+        let mut chunks = chunks.peekable();
+        let first = Pin::new(&mut chunks).peek().await;
+        self.check_sender(from, first.and_then(|chunk| chunk.envelope.as_ref()))?;
+        self.install(chunks).await
+    }
+
+    /// A member's id stands for its name. Who is no member, here or yet, may be anybody: a leader is heard before the
+    /// membership is that has it.
+    fn check_sender(&self, from: &str, envelope: Option<&Envelope>) -> Result<(), Refused> {
+        let member = envelope.and_then(|envelope| self.shared.replica.peer(envelope.from));
+        member.map_or(Ok(()), |peer| self.check_name(from, &peer.member.name))
+    }
+
+    fn check_name(&self, certified: &str, says: &str) -> Result<(), Refused> {
+        if says == certified {
+            return Ok(());
+        }
+        if self.shared.strangers.note(certified, says) {
+            tracing::error!(certified, says, "a node says that it is another than its certificate says: it is refused");
+        }
+        Err(Refused::Name { says: says.into(), certified: certified.into() })
+    }
+
+    /// Answers another node, wherever it says it is from.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -70,18 +123,22 @@ impl<R: Runtime> Node<R> {
         let envelope = request.envelope.ok_or(Refused::Missing("envelope"))?;
         let kind = request.kind.ok_or(Refused::Missing("kind"))?;
         let me = self.shared.replica.node_id();
-        self.check(&envelope, matches!(kind, peer_request::Kind::Hello(_)))?;
+        let checked = self.check(&envelope, matches!(kind, peer_request::Kind::Hello(_)));
+        if let (peer_request::Kind::Hello(hello), Err(Refused::Cluster { theirs, ours })) = (&kind, &checked) {
+            self.tell_stranger(hello, theirs, ours);
+        }
+        checked?;
         let kind = match kind {
             peer_request::Kind::ReadIndex(_) => self.answer_read_index().await,
             peer_request::Kind::Forward(request) => self.answer_forward(request).await?,
-            peer_request::Kind::Hello(request) => self.answer_hello(request)?,
+            peer_request::Kind::Hello(request) => self.answer_hello(request),
             peer_request::Kind::Retire(request) => self.answer_retire(request).await?,
             raft => self.shared.replica.handle(raft).await?,
         };
         Ok(PeerReply { from: me, kind: Some(kind) })
     }
 
-    /// Takes over the store of another node.
+    /// Takes over the store of another node, wherever it says it is from.
     ///
     /// # Errors
     /// See [`Refused`]; the store in use is untouched.

@@ -40,6 +40,10 @@ const RECORDS_SHARED_MAX: usize = 16;
 /// refuses until its first quorum has answered, and nothing tells when.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// How long to wait before a leader that takes no more is asked again: a message may be of a megabyte, and many nodes send
+/// them.
+const RETRY_BUSY: Duration = Duration::from_millis(200);
+
 /// A request on its way into the log.
 pub(super) struct Proposal {
     kind: Kind,
@@ -166,9 +170,9 @@ impl Batch {
     }
 
     /// Gives up those that have waited for too long; true if others are left.
-    fn refuse_expired(&mut self) -> bool {
+    fn refuse_expired(&mut self, why: impl Fn() -> Error) -> bool {
         let now = Instant::now();
-        self.refuse_some(|caller| caller.is_expired(now), || Error::NoLeader)
+        self.refuse_some(|caller| caller.is_expired(now), why)
     }
 
     /// Sends back what another node has passed on: it asks whoever leads. True if others are left.
@@ -232,7 +236,7 @@ impl<R: Runtime> Coalescer<R> {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let (mut batch, began) = (self.gather(first), Instant::now());
             let held = self.wait_until_open(batch.deadline()).await;
-            if !batch.refuse_expired() {
+            if !batch.refuse_expired(|| Error::NoLeader) {
                 continue;
             }
             let mut flight = Flight { batch, ground: self.ground.clone(), began, held, _slot: slot };
@@ -307,6 +311,8 @@ impl<R: Runtime> Flight<R> {
     /// Waits for the answers. While nobody leads, places the commands again, under the same identities: a request that
     /// took effect although its leader vanished is answered from memory.
     async fn land(mut self, mut placed: Result<Placed<R>, Refusal>) {
+        // What the leader said last.
+        let mut busy;
         loop {
             let answers = match placed {
                 Ok(Placed::Here(submitted)) => self.hear(submitted).await,
@@ -316,7 +322,9 @@ impl<R: Runtime> Flight<R> {
             match answers {
                 Ok(answers) => return self.answer(answers),
                 Err(Refusal::Stopped) => return self.batch.refuse(|| super::stopped(&self.ground.failure)),
-                Err(Refusal::NotLeader { .. } | Refusal::Unknown) => {}
+                Err(refusal @ (Refusal::NotLeader { .. } | Refusal::Busy | Refusal::Unknown)) => {
+                    busy = refusal == Refusal::Busy;
+                }
             }
             if !self.batch.refuse_forwarded() {
                 return;
@@ -324,11 +332,11 @@ impl<R: Runtime> Flight<R> {
             self.held = true;
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
-            if let Ok(Err(_)) = timeout(RETRY, role.changed()).await {
+            if let Ok(Err(_)) = timeout(if busy { RETRY_BUSY } else { RETRY }, role.changed()).await {
                 // Nobody tells the role any more: the replica has stopped, and to ask again would go round in circles.
                 return self.batch.refuse(|| super::stopped(&self.ground.failure));
             }
-            if !self.batch.refuse_expired() {
+            if !self.batch.refuse_expired(|| if busy { Error::Overloaded } else { Error::NoLeader }) {
                 return;
             }
             placed = self.place().await;

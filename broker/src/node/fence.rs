@@ -51,7 +51,7 @@ async fn reach<R: Runtime>(
                 return reached.await.map(drop).map_err(|_| Refusal::Stopped);
             }
             Err(Refusal::Stopped) => return Err(Refusal::Stopped),
-            Err(Refusal::NotLeader { .. } | Refusal::Unknown) => tokio::time::sleep(RETRY).await,
+            Err(Refusal::NotLeader { .. } | Refusal::Busy | Refusal::Unknown) => tokio::time::sleep(RETRY).await,
         }
         waiting.retain(|waiter| !waiter.is_closed());
     }

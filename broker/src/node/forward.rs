@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use databroker_proto::{
     EncodedRecord,
-    internal::{ForwardReply, ForwardRequest, ForwardedAnswer, NotLeader, peer_reply},
+    internal::{Busy, ForwardReply, ForwardRequest, ForwardedAnswer, NotLeader, peer_reply},
 };
 use futures::future::join_all;
 use tokio::time::Instant;
@@ -102,7 +102,14 @@ impl<R: Runtime> Node<R> {
             Ok(answers) => {
                 peer_reply::Kind::Forward(ForwardReply { answers: answers.into_iter().map(encode).collect() })
             }
-            Err(_) => self.not_leader(),
+            // It leads, and another would take no more. `TooEarly` passes: the sender's store has the version raised, and
+            // this one's will in a moment.
+            Err(error @ (Error::Overloaded | Error::TooEarly { .. })) => {
+                peer_reply::Kind::Busy(Busy { reason: error.to_string() })
+            }
+            Err(
+                Error::NotLeader | Error::NoLeader | Error::NotInitialized | Error::ShuttingDown | Error::Failed { .. },
+            ) => self.not_leader(),
         })
     }
 

@@ -20,9 +20,15 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Why leadership stays where it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is none here.
-    #[error("this node does not lead")]
+    /// There is none here, and nobody is known to lead.
+    #[error("nobody leads, as far as this node knows")]
     NotLeader,
+    /// There is none here.
+    #[error("{leader} leads: ask it")]
+    Elsewhere {
+        /// Who leads.
+        leader: String,
+    },
     /// A name that is no voter's.
     #[error("{name:?} is no voter of this cluster")]
     Unknown {
@@ -46,10 +52,21 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// See [`Error`]; this node then still leads, unless it lost an election meanwhile.
     pub async fn hand_over(&self, to: Option<&str>) -> Result<String, Error> {
+        self.check_wanted(to)?;
+        let fits = |leader: &String| to.is_none_or(|to| to == leader);
+        let leader = if self.role().leads { self.leader_name() } else { self.present_leader_name() };
+        let leader = leader.ok_or(Error::NotLeader)?;
+        if to == Some(leader.as_str()) {
+            return Ok(leader);
+        }
+        if !self.role().leads {
+            return Err(Error::Elsewhere { leader });
+        }
         let mut failed = Error::NoSuccessor;
         for _ in 0..ATTEMPTS_MAX {
+            // An attempt took effect after all, or there was an election meanwhile.
             if !self.role().leads {
-                return self.leader_name().ok_or(failed);
+                return self.leader_name().filter(fits).ok_or(failed);
             }
             let node = self.successor(to)?;
             match self.hand_over_to(node).await {
@@ -70,6 +87,14 @@ impl<R: Runtime> Node<R> {
             Ok(leader) => tracing::info!(leader, "leadership was handed over"),
             Err(error) => tracing::warn!(%error, "leadership was not handed over: the others will elect"),
         }
+    }
+
+    /// Only a voter can lead, whoever is asked to see to it.
+    fn check_wanted(&self, to: Option<&str>) -> Result<(), Error> {
+        let Some(name) = to else { return Ok(()) };
+        let seen = self.observe();
+        let is_voter = seen.members.iter().any(|(node, member)| member.name == name && seen.is_voter(*node));
+        if is_voter { Ok(()) } else { Err(Error::Unknown { name: name.into() }) }
     }
 
     fn successor(&self, to: Option<&str>) -> Result<NodeId, Error> {
@@ -111,7 +136,12 @@ impl<R: Runtime> Node<R> {
         self.shared.replica.peer(node).map(|peer| peer.member.name).unwrap_or_default()
     }
 
-    /// Who leads, by name.
+    /// Who leads and is there, by name.
+    pub(super) fn present_leader_name(&self) -> Option<String> {
+        self.shared.replica.present_leader().map(|leader| self.member_name(leader))
+    }
+
+    /// Who leads, or led last, by name.
     pub(super) fn leader_name(&self) -> Option<String> {
         self.role().leader.map(|leader| self.member_name(leader))
     }

@@ -15,8 +15,12 @@ use databroker_proto::internal::{
 use futures::future::{BoxFuture, join_all};
 use ring::digest;
 
-use super::{Node, Shared, answer::Refused};
-use crate::raft::{NodeId, runtime::Runtime, transport::Peer};
+use super::{Node, Shared, absence::Absence};
+use crate::raft::{
+    NodeId,
+    runtime::Runtime,
+    transport::{CallError, Peer},
+};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -25,7 +29,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Peers greeted at most in one round: more than a cluster has members, with those it had.
-const PEERS_MAX: usize = 64;
+pub(super) const PEERS_MAX: usize = 64;
 
 /// Where peers may be found, beside those that are members or listed: behind a name, say.
 pub trait Seeds: Send + Sync + 'static {
@@ -45,11 +49,12 @@ impl Seeds for NoSeeds {
 
 /// Greets for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>, seeds: Arc<dyn Seeds>) {
-    let mut differing = BTreeSet::new();
+    let (mut differing, mut absence) = (BTreeSet::new(), Absence::default());
     while let Some(shared) = node.upgrade() {
         let node = Node { shared };
         node.greet_all(&*seeds).await;
         node.tell_clocks(&mut differing);
+        node.tell_absence(&mut absence);
         drop(node);
         tokio::time::sleep(EVERY).await;
     }
@@ -93,12 +98,26 @@ impl<R: Runtime> Node<R> {
         // Whoever runs there now: a disk may have been lost, and the id with it.
         let peer = Peer { node: 0, ..peer };
         let kind = peer_request::Kind::Hello(HelloRequest { me: Some(self.introduce()) });
+        let who = if peer.member.name.is_empty() { &peer.member.raft_address } else { &peer.member.name }.clone();
         match self.shared.outbound.ask(peer, kind, PATIENCE).await {
             Ok(peer_reply::Kind::Hello(HelloReply { me: Some(them), standing })) => {
                 let standing = Standing::try_from(standing).unwrap_or_default();
+                if self.shared.refusing.forget(&who) {
+                    tracing::info!(peer = who, "a peer that refused this node answers it now");
+                }
                 self.hear(them, standing);
             }
             Ok(_) => tracing::debug!("a peer answered a greeting with something else"),
+            // It runs, and is not ours, or this node is not its own: nothing but a person can set that right.
+            Err(CallError::Refused { peer, reason }) => {
+                if self.shared.refusing.note(&who, &reason) {
+                    tracing::error!(
+                        peer,
+                        reason,
+                        "a peer refuses this node: it belongs to another cluster, or their secrets or certificates differ"
+                    );
+                }
+            }
             Err(error) => tracing::debug!(%error, "a greeting was not answered"),
         }
     }
@@ -118,23 +137,22 @@ impl<R: Runtime> Node<R> {
         them.node == self.shared.replica.node_id()
     }
 
-    /// Answers a greeting.
-    ///
-    /// # Errors
-    /// The other belongs to another cluster.
-    pub(super) fn answer_hello(&self, request: HelloRequest) -> Result<peer_reply::Kind, Refused> {
-        let them = request.me.unwrap_or_default();
-        let snapshot = self.shared.reader.snapshot();
-        let ours = snapshot.cluster_id().unwrap_or_default();
-        if !them.cluster_id.is_empty() && !ours.is_empty() && them.cluster_id != ours {
-            tracing::error!(name = them.name, theirs = them.cluster_id, ours, "a node of another cluster says hello");
-            return Err(Refused::Cluster { theirs: them.cluster_id, ours: ours.into() });
+    /// Says, once each, which node of another cluster takes this one for its own: two clusters where one was meant.
+    pub(super) fn tell_stranger(&self, request: &HelloRequest, theirs: &str, ours: &str) {
+        let Some(Introduction { name, node, raft_address, .. }) = &request.me else { return };
+        if self.shared.strangers.note(&format!("{name} {node:016x}"), &format!("{theirs} {ours}")) {
+            tracing::error!(name, raft_address, theirs, ours, "a node of another cluster says hello: it is refused");
         }
+    }
+
+    /// Answers a greeting. Its sender's cluster was looked at before.
+    pub(super) fn answer_hello(&self, request: HelloRequest) -> peer_reply::Kind {
+        let them = request.me.unwrap_or_default();
         let standing = self.standing(them.node);
         if !self.is_me(&them) {
             self.shared.directory.note(them);
         }
-        Ok(peer_reply::Kind::Hello(HelloReply { me: Some(self.introduce()), standing: standing.into() }))
+        peer_reply::Kind::Hello(HelloReply { me: Some(self.introduce()), standing: standing.into() })
     }
 
     fn standing(&self, node: NodeId) -> Standing {
@@ -164,7 +182,7 @@ impl<R: Runtime> Node<R> {
             command_version: shared.knows,
             version: env!("CARGO_PKG_VERSION").into(),
             now_nanos: self.clock().now_nanos(),
-            leader: role.leader.unwrap_or(0),
+            leader: shared.replica.present_leader().unwrap_or(0),
             members: members.iter().map(|(node, member)| member.to_message(*node)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),

@@ -20,6 +20,7 @@ use self::{
     coalesce::{Origin, Proposal, Room},
     directory::Directory,
     outbound::Outbound,
+    refusals::Refusals,
     replication::WriteGap,
     tracker::Requests,
 };
@@ -36,6 +37,7 @@ use crate::{
     },
 };
 
+mod absence;
 mod admin;
 mod answer;
 mod clocks;
@@ -48,6 +50,7 @@ mod hello;
 mod open;
 mod outbound;
 pub mod recover;
+mod refusals;
 mod replication;
 mod retire;
 pub mod route;
@@ -148,6 +151,10 @@ struct Shared<R: Runtime> {
     open: watch::Sender<bool>,
     /// Who was heard.
     directory: Directory,
+    /// Peers that refuse this node.
+    refusing: Refusals,
+    /// Nodes of other clusters that this one refuses.
+    strangers: Refusals,
     /// Where peers may be found.
     seeds: Arc<dyn Seeds>,
     /// This node as its peers will know it.
@@ -375,6 +382,11 @@ impl<R: Runtime> Node<R> {
     /// Why the node has failed, if it has.
     pub fn failure(&self) -> Option<String> {
         self.shared.failure.reason().map(|reason| reason.to_string())
+    }
+
+    /// Whether it is to end because it was removed from its cluster, and not because something broke.
+    pub fn was_removed(&self) -> bool {
+        self.shared.failure.is_orderly()
     }
 
     /// Stops: nothing new is taken, what was applied is brought to the disk, all threads end. What is still under way

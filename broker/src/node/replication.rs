@@ -42,7 +42,7 @@ impl Part {
 pub struct Replication {
     /// What this node is.
     pub part: Part,
-    /// It knows who leads.
+    /// It knows who leads, and has heard of it lately.
     pub has_leader: bool,
     /// How often it saw another leader, or the same in a new term, since its start.
     pub leader_changes: u64,
@@ -99,12 +99,13 @@ impl<R: Runtime> Node<R> {
             () => Part::Outside,
         };
         let requests = REQUESTS_MAX - shared.request_room.available_permits();
-        let waits = role.leader.is_none() || !*shared.open.borrow();
+        let has_leader = shared.replica.present_leader().is_some();
+        let waits = !has_leader || !*shared.open.borrow();
         let followers = seen.members.iter().filter(|(node, _)| role.leads && **node != me);
         let behind = |node| seen.last_index.saturating_sub(seen.matched.get(node).copied().unwrap_or(0));
         Replication {
             part,
-            has_leader: role.leader.is_some(),
+            has_leader,
             leader_changes: role.leader_changes,
             lag_entries: followers.map(|(node, member)| (member.name.clone(), behind(node))).collect(),
             quorum_ack_age: shared.replica.millis_since_quorum_ack().map(Duration::from_millis),

@@ -25,7 +25,7 @@ impl<R: Runtime> Node<R> {
         let failure = self.shared.failure.clone();
         R::spawn("farewell", &self.shared.failure, async move {
             tokio::time::sleep(FAREWELL).await;
-            failure.report(
+            failure.retire(
                 "this node was removed from its cluster: at its next start it moves its data aside and is a new one",
             );
         });

@@ -39,6 +39,8 @@ pub struct Observed {
     pub members: BTreeMap<NodeId, Member>,
     /// Who has said Hello lately, by name: the node that runs under it now.
     pub heard: BTreeMap<String, NodeId>,
+    /// Who runs and refuses the leader, by name, and why.
+    pub refuses: BTreeMap<String, String>,
     /// The newest command version of each node that was heard lately, and of the leader.
     pub knows: BTreeMap<NodeId, u32>,
     /// The command version that the cluster has raised: who knows less cannot belong to it.
@@ -49,6 +51,8 @@ pub struct Observed {
     pub last_index: u64,
     /// Up to where each member's log is known to be the leader's.
     pub matched: BTreeMap<NodeId, u64>,
+    /// Members that have answered the leader a moment ago.
+    pub answering: BTreeSet<NodeId>,
 }
 
 /// What to do next.
@@ -75,6 +79,13 @@ pub enum Step {
 pub enum Waiting {
     /// A name of the shape has not said Hello yet.
     Hello(String),
+    /// The node under a name runs, and refuses the leader.
+    Refused {
+        /// Whose.
+        name: String,
+        /// What it says.
+        reason: String,
+    },
     /// The node under a name is of a release that does not know what the cluster uses.
     Upgrade {
         /// Whose.
@@ -101,10 +112,12 @@ impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hello(name) => write!(f, "waiting for {name} to start"),
+            Self::Refused { name, reason } => write!(f, "waiting for {name}, which refuses the leader: {reason}"),
             Self::Upgrade { name, knows, needed } => write!(
                 f,
                 "waiting for {name} to be upgraded: it knows command version {knows}, the cluster uses {needed}"
             ),
+            Self::CatchUp(name, 0) => write!(f, "waiting for {name} to answer"),
             Self::CatchUp(name, behind) => write!(f, "waiting for {name} to catch up: {behind} entries behind"),
             Self::Majority { caught_up, needed } => {
                 write!(f, "waiting for a majority: {caught_up} of {needed} voters are caught up")
@@ -129,10 +142,11 @@ impl fmt::Display for Step {
 }
 
 impl Observed {
-    /// A member whose log is nearly the leader's, and which was heard of lately.
+    /// A member whose log is nearly the leader's, which was heard of lately, and has answered a moment ago.
     pub fn is_caught_up(&self, node: NodeId) -> bool {
         let lax = mutation::active(Mutation::StepWithoutCatchUp);
-        lax || node == self.me || (self.is_heard(node) && self.behind(node) <= CAUGHT_UP_MAX)
+        let there = self.is_heard(node) && self.answering.contains(&node);
+        lax || node == self.me || (there && self.behind(node) <= CAUGHT_UP_MAX)
     }
 
     fn is_heard(&self, node: NodeId) -> bool {
@@ -284,7 +298,13 @@ fn unresolved(seen: &Observed) -> Step {
         return Step::Wait(waiting);
     }
     let silent = seen.shape.iter().find(|wanted| seen.node_for(&wanted.name).is_none());
-    silent.map_or(Step::Reached, |wanted| Step::Wait(Waiting::Hello(wanted.name.clone())))
+    silent.map_or(Step::Reached, |ShapeMember { name, .. }| {
+        let (name, reason) = (name.clone(), seen.refuses.get(name).cloned());
+        Step::Wait(match reason {
+            Some(reason) => Waiting::Refused { name, reason },
+            None => Waiting::Hello(name),
+        })
+    })
 }
 
 #[cfg(test)]
@@ -307,10 +327,12 @@ mod tests {
             voters: vec![members[..voters].iter().map(|(_, node)| *node).collect()],
             members: members.iter().map(|(name, node)| (*node, member(name))).collect(),
             heard: members.iter().map(|(name, node)| (name.to_string(), *node)).collect(),
+            refuses: BTreeMap::new(),
             knows: members.iter().map(|(_, node)| (*node, 1)).collect(),
             raised: 1,
             retired: BTreeSet::new(),
             last_index: 1000,
+            answering: (1..10).collect(),
             matched: members.iter().map(|(_, node)| (*node, 1000)).collect(),
         }
     }
@@ -414,6 +436,14 @@ mod tests {
         seen.shape.push(shaped("x"));
         seen.retired.insert(7);
         assert_eq!(next_step(&seen), Step::Wait(Waiting::Hello("x".into())));
+    }
+
+    #[test]
+    fn who_has_stopped_answering_is_not_caught_up_whatever_was_heard() {
+        let mut seen = cluster(&["a", "b"], &[("a", 1), ("b", 2)], 1);
+        assert_eq!(next_step(&seen), Step::ChangeVoters(BTreeSet::from([1, 2])));
+        seen.answering.remove(&2);
+        assert_eq!(next_step(&seen), Step::Wait(Waiting::CatchUp("b".into(), 0)));
     }
 
     #[test]

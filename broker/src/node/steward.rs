@@ -80,10 +80,12 @@ impl<R: Runtime> Node<R> {
             voters: members.voters,
             members: members.members,
             heard,
+            refuses: self.shared.refusing.recent(),
             knows,
             raised: snapshot.cluster().command_version,
             retired: snapshot.cluster().retired.iter().map(|retired| retired.node).collect(),
             last_index: replica.picture().last_log_index.unwrap_or(0),
+            answering: replica.answering(),
             matched: replica.matched().into_iter().filter_map(|(node, index)| Some((node, index?))).collect(),
         }
     }

@@ -102,10 +102,10 @@ pub trait Admin: Send + Sync + 'static {
 /// Why a peer gets no answer. It hears the reason as [`crate::raft::transport::CallError::Refused`], but for `Closing`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The message is for another cluster.
-    #[error("the message is for the cluster {found}, this node belongs to {ours}")]
+    /// The message is of another cluster.
+    #[error("it belongs to cluster {ours}, and the message is of cluster {found}")]
     OtherCluster {
-        /// For which.
+        /// Of which.
         found: String,
         /// This node's; empty: none yet.
         ours: String,
@@ -117,6 +117,14 @@ pub enum Refused {
         found: u64,
         /// Who this is.
         ours: u64,
+    },
+    /// The message is in another's name than the certificate's.
+    #[error("the message says that it is from {found:?}, the certificate is {ours:?}'s")]
+    OtherName {
+        /// Whose it says it is.
+        found: String,
+        /// The certificate's.
+        ours: String,
     },
     /// This release does not know the question.
     #[error("this release does not know what is asked")]

@@ -13,6 +13,7 @@ impl From<Refused> for Status {
             Refused::OtherCluster { .. } | Refused::OtherNode { .. } | Refused::Unable { .. } => {
                 Code::FailedPrecondition
             }
+            Refused::OtherName { .. } => Code::PermissionDenied,
             Refused::Unknown => Code::Unimplemented,
             Refused::Malformed { .. } => Code::InvalidArgument,
             Refused::Closing => Code::Unavailable,

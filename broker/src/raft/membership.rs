@@ -158,6 +158,13 @@ impl<R: Runtime> Replica<R> {
         indexes.collect()
     }
 
+    /// Other members that have answered this leader a moment ago; nobody where this node does not lead.
+    pub fn answering(&self) -> BTreeSet<NodeId> {
+        let heard = self.raft.metrics().borrow_watched().heartbeat.clone();
+        let answered = heard.into_iter().flatten().filter_map(|(node, acked)| Some((node, acked?.elapsed())));
+        answered.filter(|(_, silence)| self.presence.is_recent(*silence)).map(|(node, _)| node).collect()
+    }
+
     /// Milliseconds since a majority last heard this leader; `None` where this node does not lead, or no majority has
     /// answered yet.
     pub fn millis_since_quorum_ack(&self) -> Option<u64> {

@@ -28,6 +28,7 @@ mod machine;
 mod membership;
 mod network;
 mod peers;
+mod presence;
 pub mod recover;
 mod replica;
 mod retention;

@@ -23,6 +23,7 @@ use super::{
     Member, NodeId, TypeConfig, Vote, convert, rpc,
     runtime::Runtime,
     snapshot::{self, Sender, SnapshotData},
+    transfers::Tally,
     transport::{CallError, Peer, Transport},
 };
 use crate::store::Reader;
@@ -118,10 +119,17 @@ impl Way {
         snapshot: SnapshotOf<TypeConfig<R>, SnapshotData>,
     ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
         let envelope = self.network.origin.envelope(self.to.node);
-        let (chunks, producing) = self.network.sender.send::<R>(envelope, &vote, snapshot);
-        let sending = self.network.transport.send_snapshot(self.peer(), chunks, snapshot::CHUNK_PATIENCE);
+        let (peer, tally) = (self.peer(), Tally::new());
+        let (chunks, producing) = self.network.sender.send::<R>(envelope, &vote, snapshot, tally.clone());
+        let sending = self.network.transport.send_snapshot(peer.clone(), chunks, snapshot::CHUNK_PATIENCE);
         // A failed read ends the node, through `Failure`; the peer sees a transfer without an end.
-        let (reply, _produced) = futures::join!(sending, producing);
+        let (reply, ()) = futures::join!(sending, producing);
+        let ((rows, bytes, took), peer) = (tally.now(), peer.member.name);
+        let seconds = took.as_secs_f64();
+        match &reply {
+            Ok(_) => tracing::info!(peer, rows, bytes, seconds, "sent a store"),
+            Err(error) => tracing::warn!(peer, rows, bytes, seconds, %error, "a store was not taken over"),
+        }
         match reply {
             Ok(reply) => rpc::snapshot_reply_of(&reply).map_err(|error| Unreachable::new(&error).into()),
             Err(CallError::TimedOut { .. }) => {

@@ -13,7 +13,7 @@ use super::{
     Replica, SnapshotMeta, Vote, convert, rpc,
     runtime::Runtime,
     snapshot::{Chunks, InstallError, SnapshotData},
-    transfers::{Direction, Transfer},
+    transfers::{Direction, Tally, Transfer},
 };
 use crate::store::transfer::Arrived;
 
@@ -55,6 +55,8 @@ impl<R: Runtime> Replica<R> {
     pub async fn handle(&self, kind: request::Kind) -> Result<reply::Kind, HandleError> {
         match kind {
             request::Kind::Append(append) => {
+                // As it comes: the disk may take its time.
+                self.presence.note(append.vote.as_ref());
                 let answer = self.raft.append_entries(rpc::append_of::<R>(append)?).await?;
                 Ok(reply::Kind::Append(rpc::append_reply_message(&answer)))
             }
@@ -88,14 +90,32 @@ impl<R: Runtime> Replica<R> {
     where
         S: Stream<Item = SnapshotChunk> + Unpin + Send,
     {
+        let tally = Tally::new();
+        let installed = self.receive(chunks, tally.clone()).await;
+        let (rows, bytes, took) = tally.now();
+        let seconds = took.as_secs_f64();
+        match &installed {
+            // It was not needed any more.
+            Ok(_) if rows == 0 => {}
+            Ok(_) => tracing::info!(rows, bytes, seconds, "took over the store of a peer"),
+            Err(error) => tracing::warn!(rows, bytes, seconds, %error, "the store of a peer was not taken over"),
+        }
+        installed
+    }
+
+    async fn receive<S>(&self, chunks: S, tally: Tally) -> Result<SnapshotReply, InstallError>
+    where
+        S: Stream<Item = SnapshotChunk> + Unpin + Send,
+    {
         let receiver = self.machine.receiver.clone();
         let turn = receiver.turn.clone().try_lock_owned().map_err(|_| InstallError::Busy)?;
         // Given up before the turn is.
         let place = (receiver.place(), turn);
-        let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received);
+        let transfer = Transfer::begin(self.machine.observer.clone(), Direction::Received, tally);
         let watched = chunks.inspect(move |chunk| chunk.kind.iter().for_each(|kind| transfer.moved(kind)));
         let mut chunks = Chunks(watched);
         let header = chunks.header::<R>().await?;
+        self.presence.note(header.vote.as_ref());
         let (vote, meta) = rpc::snapshot_header_of(&header)?;
         if let Some(mine) = self.unneeded(&vote, &meta).await? {
             return Ok(rpc::snapshot_reply_message(&mine));

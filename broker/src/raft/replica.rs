@@ -21,6 +21,7 @@ use super::{
     log::{self, Log},
     machine::{self, Machine},
     network::{Addresses, Network, Origin},
+    presence::Presence,
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
     snapshot::{CHUNK_PATIENCE, Receiver, Sender},
     transport::Transport,
@@ -122,6 +123,9 @@ pub enum Refusal {
         /// Who does, if known.
         leader: Option<NodeId>,
     },
+    /// The leader takes no more just now. Nothing took effect, or all of it may have.
+    #[error("the leader is busy")]
+    Busy,
     /// The leader changed while the proposal was under way; it may still take effect.
     #[error("the leader has changed")]
     Unknown,
@@ -145,7 +149,7 @@ pub struct Role {
     pub alone: bool,
     /// Number of members, learners included.
     pub members: usize,
-    /// Who leads, if known.
+    /// Who leads, or led last: see [`Replica::present_leader`].
     pub leader: Option<NodeId>,
     /// How often another leader was seen, or the same in a new term, since the start.
     pub leader_changes: u64,
@@ -172,13 +176,21 @@ pub struct Replica<R: Runtime = Tokio> {
     pub(super) machine: Arc<machine::Shared>,
     pub(super) log: Log,
     pub(super) role: watch::Receiver<Role>,
+    pub(super) presence: Presence,
     pub(super) node_id: NodeId,
 }
 
 impl<R: Runtime> Clone for Replica<R> {
     fn clone(&self) -> Self {
-        let Self { raft, machine, log, role, node_id } = self;
-        Self { raft: raft.clone(), machine: machine.clone(), log: log.clone(), role: role.clone(), node_id: *node_id }
+        let Self { raft, machine, log, role, presence, node_id } = self;
+        Self {
+            raft: raft.clone(),
+            machine: machine.clone(),
+            log: log.clone(),
+            role: role.clone(),
+            presence: presence.clone(),
+            node_id: *node_id,
+        }
     }
 }
 
@@ -231,7 +243,8 @@ impl<R: Runtime> Replica<R> {
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
-        let replica = Self { raft, machine: shared, log, role, node_id };
+        let presence = Presence::new(timers.election_ms_max);
+        let replica = Self { raft, machine: shared, log, role, presence, node_id };
         R::spawn("role", &failure, replica.clone().follow_role(announce, addresses, failure.clone()));
         R::spawn("size", &failure, replica.clone().follow_size());
         replica.find_place().await?;
@@ -261,6 +274,16 @@ impl<R: Runtime> Replica<R> {
     /// Changes when leadership or membership change.
     pub fn role(&self) -> &watch::Receiver<Role> {
         &self.role
+    }
+
+    /// Who leads, if it is there: heard by this node a moment ago or, if it is this one, by a majority.
+    pub fn present_leader(&self) -> Option<NodeId> {
+        let role = *self.role.borrow();
+        let followed = || {
+            let silence = self.millis_since_quorum_ack().map(Duration::from_millis);
+            role.alone || silence.is_some_and(|silence| self.presence.is_recent(silence))
+        };
+        role.leader.filter(|leader| if role.leads { followed() } else { self.presence.is_there(role.term, *leader) })
     }
 
     /// Moves with every applied batch.
@@ -360,6 +383,7 @@ impl<R: Runtime> Replica<R> {
             let leads = now.current_leader.map(|leader| (now.vote.leader_id.term, leader));
             if leads.is_some() && led != leads {
                 (led, leader_changes) = (leads, leader_changes + 1);
+                tell_leader(membership, leads);
             }
             let role = Role {
                 initialized: membership.voter_ids().next().is_some(),
@@ -429,6 +453,16 @@ pub(super) fn fit_together(
             Err(Error::Gap { what })
         }
         None => Ok(None),
+    }
+}
+
+/// Another leads, or the same in a new term.
+fn tell_leader(membership: &StoredMembership, leads: Option<(u64, NodeId)>) {
+    let Some((term, node)) = leads else { return };
+    match membership.get_node(&node).map(|member| member.name.as_str()) {
+        // A broker by itself needs no name.
+        None | Some("") => tracing::info!(node, term, "node {node:016x} leads, in term {term}"),
+        Some(name) => tracing::info!(leader = name, term, "{name} leads, in term {term}"),
     }
 }
 

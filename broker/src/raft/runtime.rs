@@ -164,7 +164,15 @@ impl Executor for Inline {
 
 /// Where whatever can fail for good reports it: the process is to end, with the first reason. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Failure(watch::Sender<Option<Arc<str>>>);
+pub struct Failure(watch::Sender<Option<End>>);
+
+/// Why it is to end.
+#[derive(Clone, Debug)]
+struct End {
+    reason: Arc<str>,
+    /// Nothing broke.
+    orderly: bool,
+}
 
 impl Default for Failure {
     fn default() -> Self {
@@ -176,16 +184,31 @@ impl Failure {
     /// Reports a failure; the first one stays.
     pub fn report(&self, reason: impl Display) {
         tracing::error!(%reason, "the node has failed");
+        self.end(&reason, false);
+    }
+
+    /// Says that the process is to end although nothing broke; what was reported before stays the reason.
+    pub fn retire(&self, reason: impl Display) {
+        tracing::warn!(%reason, "the node ends");
+        self.end(&reason, true);
+    }
+
+    fn end(&self, reason: &dyn Display, orderly: bool) {
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
-            first.get_or_insert_with(|| reason.to_string().into());
+            first.get_or_insert_with(|| End { reason: reason.to_string().into(), orderly });
             is_first
         });
     }
 
+    /// Whether the process is to end although nothing broke.
+    pub fn is_orderly(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|end| end.orderly)
+    }
+
     /// The first reason, if there was any.
     pub fn reason(&self) -> Option<Arc<str>> {
-        self.0.borrow().clone()
+        self.0.borrow().as_ref().map(|end| end.reason.clone())
     }
 
     /// Resolves with the first reason once there is one.
@@ -221,6 +244,17 @@ mod tests {
         let failure = Failure::default();
         Tokio::spawn("frail", &failure, async { panic!("on purpose") });
         assert_eq!(&*failure.wait().await, "the task \"frail\" panicked");
+    }
+
+    #[tokio::test]
+    async fn an_orderly_end_is_no_failure_and_the_first_reason_stays() {
+        let (retired, failed) = (Failure::default(), Failure::default());
+        retired.retire("removed");
+        retired.report("broken, because it ends");
+        assert_eq!((&*retired.wait().await, retired.is_orderly()), ("removed", true));
+        failed.report("broken");
+        failed.retire("removed");
+        assert_eq!((&*failed.wait().await, failed.is_orderly()), ("broken", false));
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use futures::{Stream, StreamExt as _};
 use super::{
     Observer, SnapshotMeta, TypeConfig, Vote, convert, rpc,
     runtime::{self, Failure, Lane, Runtime},
-    transfers::{Direction, Transfer},
+    transfers::{Direction, Tally, Transfer},
 };
 use crate::{
     mutation::{self, Mutation},
@@ -71,6 +71,7 @@ impl Sender {
         envelope: Envelope,
         vote: &Vote,
         snapshot: SnapshotOf<TypeConfig<R>, SnapshotData>,
+        tally: Tally,
     ) -> (mpsc::Receiver<SnapshotChunk>, impl Future<Output = ()> + Send + use<R>) {
         let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
         let header = Kind::Header(rpc::snapshot_header(vote, &snapshot.meta, transfer::format()));
@@ -83,7 +84,7 @@ impl Sender {
             if chunks.send(first).await.is_err() {
                 return;
             }
-            let transfer = Transfer::begin(observer, Direction::Sent);
+            let transfer = Transfer::begin(observer, Direction::Sent, tally);
             let mut outgoing = Outgoing::new(snapshot);
             loop {
                 let (next, read) = match runtime::call(&*lane, move || read(outgoing)).await {

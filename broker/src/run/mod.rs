@@ -63,6 +63,10 @@ pub enum Error {
     /// The system gives no signals.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
+    /// The node was removed from its cluster while it served: nothing broke, but it cannot go on as it was. Whoever
+    /// restarts what ends with an error starts it anew.
+    #[error("{0}")]
+    Removed(String),
     /// The node failed while it served.
     #[error("the node has failed: {0}")]
     Failed(String),
@@ -99,7 +103,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let mut peers = way.serve(&node, folder, &parting)?;
     let mut serving = tokio::spawn(server.serve());
     let failure = tokio::select! {
-        reason = node.failed() => Some(reason),
+        reason = node.failed() => Some(if node.was_removed() { Error::Removed(reason) } else { Error::Failed(reason) }),
         () = asked.cancelled() => None,
     };
     let end = tokio::time::Instant::now() + config.shutdown_grace_period;
@@ -118,7 +122,7 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         tracing::warn!("the store was not flushed within the grace period: the next start takes longer");
     }
     match (failure, drained) {
-        (Some(reason), _) => Err(Error::Failed(reason)),
+        (Some(failure), _) => Err(failure),
         // A client that takes nothing any more cannot be waited for; nothing acknowledged is lost.
         (None, Err(_)) => {
             tracing::warn!("some requests did not end within the grace period");

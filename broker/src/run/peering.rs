@@ -126,16 +126,16 @@ impl Seeds for Discovered {
 pub(super) struct Peering(pub(super) Node);
 
 impl Peers for Peering {
-    async fn answer(&self, _from: PeerName, request: PeerRequest) -> Result<PeerReply, Refused> {
-        self.0.answer(request).await.map_err(refused)
+    async fn answer(&self, from: PeerName, request: PeerRequest) -> Result<PeerReply, Refused> {
+        self.0.answer_from(from.as_str(), request).await.map_err(refused)
     }
 
-    async fn install(&self, _from: PeerName, chunks: Chunks) -> Result<SnapshotReply, Refused> {
+    async fn install(&self, from: PeerName, chunks: Chunks) -> Result<SnapshotReply, Refused> {
         // What ends without its end was broken off; whoever takes it in sees that.
         let chunks = chunks
             .take_while(|chunk| std::future::ready(chunk.is_ok()))
             .filter_map(|chunk| std::future::ready(chunk.ok()));
-        self.0.install(Box::pin(chunks)).await.map_err(refused)
+        self.0.install_from(from.as_str(), Box::pin(chunks)).await.map_err(refused)
     }
 }
 
@@ -156,8 +156,14 @@ impl Admin for Peering {
 
     async fn handover(&self, request: HandoverRequest) -> Result<HandoverReply, AdminError> {
         let to = Some(request.to.as_str()).filter(|to| !to.is_empty());
-        let reason = |error: HandoverError| AdminError::Unable { reason: error.to_string() };
-        Ok(HandoverReply { leader: self.0.hand_over(to).await.map_err(reason)? })
+        let failed = |error: HandoverError| match error {
+            HandoverError::Unknown { .. } => AdminError::Invalid { reason: error.to_string() },
+            HandoverError::NotLeader => AdminError::NoLeader,
+            HandoverError::Elsewhere { .. } | HandoverError::NoSuccessor | HandoverError::TimedOut { .. } => {
+                AdminError::Unable { reason: error.to_string() }
+            }
+        };
+        Ok(HandoverReply { leader: self.0.hand_over(to).await.map_err(failed)? })
     }
 }
 
@@ -166,6 +172,7 @@ fn refused(error: node::Refused) -> Refused {
         node::Refused::Missing(_) => Refused::Unknown,
         node::Refused::Node { to, me } => Refused::OtherNode { found: to, ours: me },
         node::Refused::Cluster { theirs, ours } => Refused::OtherCluster { found: theirs, ours },
+        node::Refused::Name { says, certified } => Refused::OtherName { found: says, ours: certified },
         node::Refused::Forward(unfit) => Refused::Malformed { reason: unfit.to_string() },
         error @ (node::Refused::Raft(_) | node::Refused::Retire(_) | node::Refused::Install(_)) => {
             Refused::Unable { reason: error.to_string() }
@@ -180,7 +187,9 @@ fn unfulfilled(error: node::AdminError) -> AdminError {
             AdminError::AlreadyInitialized { reason }
         }
         node::AdminError::BadId | node::AdminError::BadMembers(_) => AdminError::Invalid { reason },
-        node::AdminError::Disagree { .. } | node::AdminError::Refused(_) => AdminError::Unable { reason },
+        node::AdminError::PeerRefuses { .. } | node::AdminError::Disagree { .. } | node::AdminError::Refused(_) => {
+            AdminError::Unable { reason }
+        }
         node::AdminError::Node(error) => match error {
             node::Error::NotInitialized => AdminError::NotInitialized,
             node::Error::NoLeader | node::Error::NotLeader | node::Error::Overloaded => AdminError::NoLeader,

@@ -2,9 +2,14 @@
 //!
 //! Not here: real processes (`tests/it`), and what a cut network does (`raft::cluster_tests`).
 
+mod absence;
 mod clocks;
+mod forwarding;
+mod founding;
+mod handover;
 mod recovery;
 mod releases;
+mod strangers;
 
 use std::{
     collections::BTreeMap,
@@ -101,10 +106,15 @@ fn put(id: &str) -> Kind {
 }
 
 impl Cluster {
+    /// Nobody runs yet.
+    fn of_none() -> Self {
+        let (hub, folder) = (Arc::default(), tempfile::tempdir().unwrap());
+        Self { hub, folder, running: BTreeMap::new(), clocks: BTreeMap::new() }
+    }
+
     /// Three voters of these builds.
     async fn of(builds: [u32; 3]) -> Self {
-        let (hub, folder) = (Arc::default(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { hub, folder, running: BTreeMap::new(), clocks: BTreeMap::new() };
+        let mut cluster = Self::of_none();
         for (name, knows) in ["a", "b", "c"].into_iter().zip(builds) {
             cluster.start(name, knows).await.unwrap();
         }

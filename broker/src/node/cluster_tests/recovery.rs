@@ -64,8 +64,13 @@ async fn a_node_alone_goes_on_with_all_it_holds_and_the_old_ones_are_refused() {
 
     // An old disk comes back, with two votes out of three in its membership.
     let old = cluster.start("a", COMMAND_VERSION).await.unwrap();
-    let hello = node.answer_hello(HelloRequest { me: Some(old.introduce()) });
+    let kind = Some(peer_request::Kind::Hello(HelloRequest { me: Some(old.introduce()) }));
+    let hello = node.answer(PeerRequest { envelope: Some(old.shared.replica.envelope(0)), kind }).await;
     assert!(matches!(hello, Err(Refused::Cluster { .. })), "{hello:?}");
+    // Both say so: the one that is refused, and the one that refuses.
+    let refuses = |node: &Node| node.cluster_status().refusing.iter().any(|it| it.peer == "c");
+    cluster.eventually("the old one says who refuses it", |_| refuses(&old)).await;
+    assert!(node.shared.strangers.recent().keys().any(|who| who.starts_with("a ")));
     let envelope = Envelope { cluster_id: held.cluster_id, from: 1, to: held.node_id };
     let kind = Some(peer_request::Kind::Vote(VoteRequest::default()));
     let vote = node.answer(PeerRequest { envelope: Some(envelope), kind }).await;
