@@ -300,9 +300,9 @@ fn unreached(place: &str, error: &DialError) -> Failure {
         DialError::Refused(reason) if reason.contains("UnsupportedSignatureAlgorithmForPublicKeyContext") => (
             Code::Unauthenticated,
             format!(
-                "the node at {place} has no certificate of this authority: most likely the certificates of its cluster come \
-                 from the shared secret, where no administrator's certificate counts. To change such a cluster, use the \
-                 socket of a node, with --data-dir or --config on its machine ({reason})"
+                "the node at {place} has no certificate of this authority: most likely the certificates of its cluster \
+                 come from the shared secret, where no administrator's certificate counts. To change such a cluster, use \
+                 the socket of a node, with --data-dir or --config on its machine ({reason})"
             ),
         ),
         DialError::Refused(reason) => (Code::Unauthenticated, format!("no connection to {place}: {reason}")),

@@ -118,7 +118,10 @@ impl ConnectArgs {
     pub async fn connect(&self) -> Result<Connection, Failure> {
         let addresses = self.resolve_addresses()?;
         let token = Token::new(&self.resolve_key()?);
-        let endpoints = addresses.iter().map(|address| self.endpoint(address)).collect::<Result<Vec<_>, _>>()?;
+        // So that all can be tried in the time of one call.
+        let each = self.timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+        let endpoints = addresses.iter().map(|address| Ok(self.endpoint(address)?.connect_timeout(each)));
+        let endpoints = endpoints.collect::<Result<Vec<_>, Failure>>()?;
         let mut failed = None;
         for (first, (address, endpoint)) in addresses.iter().zip(&endpoints).enumerate() {
             match self.reach(address, endpoint).await {

@@ -1,5 +1,5 @@
-//! One channel over the addresses of a cluster: calls take turns, an address that failed is left out for a moment, and a
-//! call that was not sent, since there was no connection, is sent to the next.
+//! One channel over the addresses of a cluster: calls take turns, an address that failed is left out for a moment, and
+//! a call that was not sent, since there was no connection, is sent to the next.
 //!
 //! As a proxy with health checks does it. Not here: calls that were sent and failed, which only their maker may repeat
 //! (`bench::wire`), and addresses that take calls and never answer.

@@ -9,7 +9,7 @@ use crate::jwt::MalformedKey;
 
 /// What `--help` says about exit codes.
 pub const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such record, 4 shared secret or certificate refused, 5 server not reachable.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such record, 4 secret or certificate refused, 5 server not reachable.";
 
 /// A tool's failure.
 #[derive(Debug, thiserror::Error)]

@@ -179,7 +179,7 @@ async fn write(
                     break;
                 }
                 failed => {
-                    // Disturbed before it began or while it ran: a connection may be noticed to be dead some time later.
+                    // Disturbed before it began or while it ran: a dead connection may be noticed some time later.
                     let disturbed = disturbed || addresses.disturbed.has(node);
                     let status = failed.ok().and_then(Result::err);
                     told.attempts.failed(Kind::of(status.as_ref(), disturbed));

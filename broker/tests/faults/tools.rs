@@ -67,7 +67,7 @@ async fn a_bench_over_three_addresses_fails_no_call_when_a_node_is_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_is_no_use_where_those_of_the_nodes_come_from_the_secret_and_the_tool_says_so() {
-    let cluster = Cluster::start(1).await;
+    let cluster = Cluster::start(3).await;
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().to_str().unwrap();
     for command in ["ca", "admin"] {
