@@ -296,6 +296,15 @@ impl Node {
 
 fn unreached(place: &str, error: &DialError) -> Failure {
     let (code, hint) = match error {
+        // An authority of another kind of key has signed: that of a secret has Ed25519, those in files have ECDSA.
+        DialError::Refused(reason) if reason.contains("UnsupportedSignatureAlgorithmForPublicKeyContext") => (
+            Code::Unauthenticated,
+            format!(
+                "the node at {place} has no certificate of this authority: most likely the certificates of its cluster \
+                 come from the shared secret, where no administrator's certificate counts. To change such a cluster, use \
+                 the socket of a node, with --data-dir or --config on its machine ({reason})"
+            ),
+        ),
         DialError::Refused(reason) => (Code::Unauthenticated, format!("no connection to {place}: {reason}")),
         DialError::Unreachable(reason) => (
             Code::Unavailable,
@@ -314,6 +323,15 @@ mod tests {
 
     fn names(shape: &[ShapeMember]) -> Vec<&str> {
         shape.iter().map(|member| member.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_certificate_of_files_against_a_cluster_of_the_secret_is_told_apart() {
+        let words = "invalid peer certificate: UnsupportedSignatureAlgorithmForPublicKeyContext { .. }";
+        let failure = unreached("h:1", &DialError::Refused(words.to_owned()));
+        let told = failure.to_string();
+        assert!(told.contains("come from the shared secret") && told.contains("--data-dir"), "{told}");
+        assert_eq!(failure.exit_code(), 4);
     }
 
     #[test]

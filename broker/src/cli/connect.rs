@@ -24,7 +24,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri},
 };
 
-use super::failure::Failure;
+use super::{failover::Failover, failure::Failure};
 use crate::jwt::{self, SharedKey, Signer};
 
 /// Where a server listens unless told otherwise.
@@ -53,7 +53,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub type Records = DataBrokerServiceClient<Transport>;
 
 /// A channel that shows the token on every call.
-pub type Transport = InterceptedService<Channel, Token>;
+pub type Transport = InterceptedService<Failover, Token>;
 
 /// Where the server is and how to prove who we are.
 #[derive(Clone, Debug, clap::Args)]
@@ -118,13 +118,18 @@ impl ConnectArgs {
     pub async fn connect(&self) -> Result<Connection, Failure> {
         let addresses = self.resolve_addresses()?;
         let token = Token::new(&self.resolve_key()?);
-        let endpoints = addresses.iter().map(|address| self.endpoint(address)).collect::<Result<Vec<_>, _>>()?;
+        // So that all can be tried in the time of one call.
+        let each = self.timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+        let endpoints = addresses.iter().map(|address| Ok(self.endpoint(address)?.connect_timeout(each)));
+        let endpoints = endpoints.collect::<Result<Vec<_>, Failure>>()?;
         let mut failed = None;
-        for (address, endpoint) in addresses.iter().zip(&endpoints) {
+        for (first, (address, endpoint)) in addresses.iter().zip(&endpoints).enumerate() {
             match self.reach(address, endpoint).await {
-                Ok(channel) => {
-                    let several = endpoints.len() > 1;
-                    let channel = if several { Channel::balance_list(endpoints.iter().cloned()) } else { channel };
+                Ok(reached) => {
+                    // The others connect when their turn comes.
+                    let mut channels: Vec<_> = endpoints.iter().map(Endpoint::connect_lazy).collect();
+                    channels[first] = reached;
+                    let channel = Failover::new(channels, first);
                     return Ok(Connection { address: address.clone(), channel, token, timeout: self.timeout });
                 }
                 Err(failure) => failed = Some(failure),
@@ -198,7 +203,7 @@ impl ConnectArgs {
 #[derive(Clone)]
 pub struct Connection {
     address: Uri,
-    channel: Channel,
+    channel: Failover,
     token: Token,
     timeout: Duration,
 }
@@ -212,6 +217,11 @@ impl Connection {
     /// How long to wait for an answer.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// Whether there is another address to go to when one fails.
+    pub fn has_others(&self) -> bool {
+        self.channel.has_others()
     }
 
     /// The channel with the token on it, for any other client.

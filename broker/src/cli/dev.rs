@@ -78,7 +78,7 @@ struct Ports {
 }
 
 impl Dev {
-    /// Runs until `q` or Ctrl-C.
+    /// Runs until `q`, Ctrl-C or SIGTERM.
     ///
     /// # Errors
     /// When a port, a file or a process cannot be had, or the nodes do not answer.

@@ -9,7 +9,7 @@ use crate::jwt::MalformedKey;
 
 /// What `--help` says about exit codes.
 pub const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such record, 4 shared secret refused, 5 server not reachable.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such record, 4 secret or certificate refused, 5 server not reachable.";
 
 /// A tool's failure.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +95,9 @@ pub enum Failure {
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+    /// SIGTERM.
+    #[error("terminated")]
+    Terminated,
     /// Who read the output has gone, as `head` does: not an error.
     #[error("nobody reads the output")]
     OutputClosed,
@@ -167,8 +170,9 @@ impl Failure {
             Self::Read { .. } | Self::Write { .. } | Self::Tls { .. } | Self::Failed(_) | Self::Output(_) => 1,
             Self::OutputClosed => 0,
             Self::Command(code) => *code,
-            // What shells report for a process ended by SIGINT.
+            // What shells report for a process ended by SIGINT or SIGTERM.
             Self::Interrupted => 130,
+            Self::Terminated => 143,
         }
     }
 

@@ -9,7 +9,6 @@ use databroker_proto::databroker::{AcquireLeaseRequest, ReleaseLeaseRequest, Ren
 use serde::Serialize;
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 use tonic::Code;
@@ -20,6 +19,7 @@ use super::{
     duration,
     failure::Failure,
     output::{Output, notice, printable},
+    terminated,
 };
 
 /// A lease is renewed so many times while it lasts, so that one lost answer does not lose it.
@@ -211,14 +211,6 @@ impl Run {
                 Err(_) => return Failure::Failed(format!("lease {:?} ran out: no answer to its renewal", self.name)),
             }
         }
-    }
-}
-
-/// Waits for SIGTERM; for ever if that is not possible.
-async fn terminated() {
-    match signal(SignalKind::terminate()) {
-        Ok(mut signal) => drop(signal.recv().await),
-        Err(_) => std::future::pending().await,
     }
 }
 

@@ -15,6 +15,7 @@ mod dev;
 mod dump;
 pub mod duration;
 mod export;
+mod failover;
 pub mod failure;
 mod import;
 mod info;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     connect::{ConnectArgs, Connection},
@@ -151,6 +153,11 @@ pub async fn run(command: Command, root: clap::Command) -> ExitCode {
                 failure => Err(failure),
             })
         }
+        // They start brokers, in folders that hold secrets: both are to go with them.
+        Command::Dev(_) | Command::Bench(_) => tokio::select! {
+            outcome = interruptible(execute(command, root, Output::stdout)) => outcome,
+            () = terminated() => Err(Failure::Terminated),
+        },
         _ => interruptible(execute(command, root, Output::stdout)).await,
     };
     match outcome {
@@ -166,6 +173,14 @@ async fn interruptible(tool: impl Future<Output = Result<(), Failure>>) -> Resul
             Ok(()) => Err(Failure::Interrupted),
             Err(error) => Err(Failure::Failed(format!("cannot wait for signals: {error}"))),
         },
+    }
+}
+
+/// Waits for SIGTERM; for ever if that is not possible.
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Clients that go from node to node as they must, and remember what they were told.
+//!
+//! Not here: the judgement on it (`history`), and what an attempt that failed means (`attempts`).
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -18,7 +19,11 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, service::interceptor::InterceptedService, transport::Endpoint};
 
-use crate::support::{Client, MESSAGE_BYTES_MAX, Token};
+use crate::{
+    attempts::{Attempts, Disturbed, Kind},
+    history::{Content, History},
+    support::{Client, MESSAGE_BYTES_MAX, Token},
+};
 
 /// How long a call may take, over all nodes it is tried on.
 pub const DEADLINE: Duration = Duration::from_secs(6);
@@ -34,6 +39,8 @@ const IDS: u64 = 50;
 pub struct Addresses {
     pub ports: Vec<u16>,
     pub key: SharedKey,
+    /// What the test does to them.
+    pub disturbed: Arc<Disturbed>,
 }
 
 impl Addresses {
@@ -52,19 +59,18 @@ impl Addresses {
 /// What all clients together were told.
 #[derive(Default)]
 pub struct Told {
-    /// The last acknowledged write of each record: its version and its content.
-    pub acknowledged: Mutex<BTreeMap<String, (u64, String)>>,
+    /// Acknowledgements and events, and what is wrong with them.
+    pub history: Mutex<History>,
     /// When each write was acknowledged, in microseconds since the start.
     pub acknowledgements: Mutex<Vec<u64>>,
     /// When each of them was acknowledged, and how long it took, in microseconds.
     pub latencies: Mutex<Vec<(u64, u64)>>,
     pub calls: AtomicU64,
     pub failed: AtomicU64,
-    pub first_failure: Mutex<Option<String>>,
+    /// What calls were tried in vain on the way to success or failure.
+    pub attempts: Attempts,
     /// Streams that were told to begin again from nothing.
     pub resyncs: AtomicU64,
-    /// What streams did that they must not.
-    pub violations: Mutex<Vec<String>>,
     pub events: AtomicU64,
 }
 
@@ -125,7 +131,7 @@ impl Load {
             while at.load(Relaxed) < upto {
                 if Instant::now() > deadline {
                     let missing = format!("stream {stream} stands at {} of {upto}", at.load(Relaxed));
-                    self.told.violations.lock().push(missing);
+                    self.told.history.lock().violate(missing);
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -161,23 +167,26 @@ async fn write(
             }
             let mut request = Request::new(PutRequest { records: vec![record(&id, &text).into()] });
             request.set_timeout(left);
+            let disturbed = addresses.disturbed.has(node);
             match tokio::time::timeout(left, clients[node].put(request)).await {
                 Ok(Ok(response)) => {
                     let version = response.into_inner().records[0].to_record().expect("it is a record").version;
                     let now = began.elapsed().as_micros() as u64;
                     told.acknowledgements.lock().push(now);
                     told.latencies.lock().push((now, started.elapsed().as_micros() as u64));
-                    told.acknowledged.lock().insert(id, (version, text));
+                    told.history.lock().acknowledge(version, (id, text));
                     tokio::time::sleep(pause).await;
                     break;
                 }
-                Ok(Err(status)) => {
-                    told.first_failure.lock().get_or_insert_with(|| format!("{status}"));
+                failed => {
+                    // Disturbed before it began or while it ran: a dead connection may be noticed some time later.
+                    let disturbed = disturbed || addresses.disturbed.has(node);
+                    let status = failed.ok().and_then(Result::err);
+                    told.attempts.failed(Kind::of(status.as_ref(), disturbed));
                     // The node is gone, or cannot place the write: another may.
                     node = (node + 1) % clients.len();
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                Err(_) => node = (node + 1) % clients.len(),
             }
         }
         // A new token before the old one is over.
@@ -201,11 +210,9 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
             match messages.message().await {
                 Ok(Some(message)) => {
                     let Some(sync_response::Response::Record(record)) = message.response else { continue };
-                    let version = record.to_record().expect("it is a record").version;
-                    let expected = at.load(Relaxed) + 1;
-                    if version != expected {
-                        told.violations.lock().push(format!("stream {stream}: {version} came instead of {expected}"));
-                    }
+                    let record = record.to_record().expect("it is a record");
+                    let (after, version) = (at.load(Relaxed), record.version);
+                    told.history.lock().show(stream, after, version, content(record));
                     at.store(version, Relaxed);
                     told.events.fetch_add(1, Relaxed);
                 }
@@ -213,7 +220,7 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
                 Err(status) => {
                     match status.code() {
                         Code::Aborted => _ = told.resyncs.fetch_add(1, Relaxed),
-                        Code::Cancelled => told.violations.lock().push(format!("stream {stream}: {status}")),
+                        Code::Cancelled => told.history.lock().violate(format!("stream {stream}: {status}")),
                         _ => {}
                     }
                     break;
@@ -228,4 +235,10 @@ pub fn record(id: &str, text: &str) -> Record {
     let data =
         prost_types::Any { type_url: "type.googleapis.com/google.protobuf.StringValue".into(), value: text.into() };
     Record { r#type: TYPE.into(), id: id.into(), data: Some(data), ..Record::default() }
+}
+
+/// The id and the text of a record.
+pub fn content(record: Record) -> Content {
+    let text = record.data.map(|data| String::from_utf8_lossy(&data.value).into_owned());
+    (record.id, text.unwrap_or_default())
 }

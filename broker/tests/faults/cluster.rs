@@ -6,6 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use rand::RngExt as _;
 
 use crate::{
+    attempts::Disturbed,
     proxy::Proxy,
     support::{PATIENCE, binary, end, signal},
 };
@@ -53,6 +55,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub proxies: Vec<Proxy>,
     pub key: SharedKey,
+    /// Nodes that something was done to since the cluster was whole.
+    pub disturbed: Arc<Disturbed>,
     _parent: tempfile::TempDir,
 }
 
@@ -91,7 +95,7 @@ impl Cluster {
             })
             .collect();
         nodes.iter_mut().for_each(|node| node.configure(&members, &key));
-        Self { nodes, proxies, key, _parent: parent }
+        Self { nodes, proxies, key, disturbed: Arc::default(), _parent: parent }
     }
 
     /// A node as the tool that adds it takes it.
@@ -118,6 +122,7 @@ impl Cluster {
 
     /// SIGKILL.
     pub fn kill(&mut self, node: usize) {
+        self.disturbed.add(node);
         if let Some(mut child) = self.nodes[node].child.take() {
             child.kill().expect("the child can be killed");
             child.wait().expect("the child can be waited for");
@@ -126,12 +131,14 @@ impl Cluster {
 
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self, node: usize) {
+        self.disturbed.add(node);
         let Some(mut child) = self.nodes[node].child.take() else { return };
         end(&mut child);
     }
 
     /// SIGSTOP.
     pub fn freeze(&self, node: usize) {
+        self.disturbed.add(node);
         self.nodes[node].child.iter().for_each(|child| signal(child.id(), "STOP"));
     }
 

@@ -2,8 +2,8 @@
 //! was acknowledged, and no stream's place.
 //!
 //! Writers and streams roam over the nodes; a proxy in front of each node cuts connections. Afterwards all
-//! acknowledged writes must be there, every stream must have seen every version once and in order, and all nodes must
-//! hold the same.
+//! acknowledged writes must be there at their versions, every stream must have seen every version once, in order and
+//! with the same content, and all nodes must hold the last state.
 //!
 //! Environment: `FAULTS_ROUNDS` (how often each fault happens; default 2; `full`: as often as before a release, where
 //! figures are wanted with `--test-threads=1`), `FAULTS_SEED` (default: random, printed), `FAULTS_RECORDS` (what a new
@@ -12,8 +12,10 @@
 // `pub` means here: for the other files of this test.
 #![allow(unreachable_pub)]
 
+mod attempts;
 mod clients;
 mod cluster;
+mod history;
 mod learner;
 mod membership;
 mod metrics;
@@ -23,6 +25,7 @@ mod reads;
 mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod trial;
 
 use std::str::FromStr;
@@ -37,6 +40,11 @@ fn seeded(test: &str) -> SmallRng {
     let seed = from_environment("FAULTS_SEED", rand::random::<u64>());
     println!("{test}: FAULTS_SEED={seed}");
     SmallRng::seed_from_u64(seed)
+}
+
+/// Whether this is a run as before a release.
+fn wants_figures() -> bool {
+    std::env::var("FAULTS_ROUNDS").as_deref() == Ok("full")
 }
 
 /// How often a fault happens, where `full` is how often it does before a release.

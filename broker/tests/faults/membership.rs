@@ -14,6 +14,7 @@ use crate::{
 async fn remove_all_but(trial: &Trial, kept: usize) {
     let names: Vec<_> =
         (0..3).filter(|node| *node != kept).map(|node| trial.cluster.nodes[node].name.clone()).collect();
+    (0..3).filter(|node| *node != kept).for_each(|node| trial.cluster.disturbed.add(node));
     let arguments: Vec<_> =
         ["cluster", "members", "remove"].into_iter().chain(names.iter().map(String::as_str)).collect();
     trial.cluster.run_tool(kept, &arguments);

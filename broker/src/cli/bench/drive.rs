@@ -1,6 +1,12 @@
 //! Callers that call until their time is up: back to back, or at a given rate. Not here: what they call.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     task::JoinSet,
@@ -36,6 +42,11 @@ pub(super) struct Pace {
 pub(super) trait Caller: Send + 'static {
     /// One call; how many units it did.
     fn call(&mut self) -> impl Future<Output = Result<u64, Status>> + Send;
+
+    /// How many attempts at calls were made again since this was last asked.
+    fn take_retried(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What came of a run.
@@ -45,6 +56,8 @@ pub(super) struct Outcome {
     pub(super) tally: Tally,
     /// How long it was counted.
     pub(super) elapsed: Duration,
+    /// The longest time in which no call of anybody succeeded, where that was looked at.
+    pub(super) longest_gap: Option<Duration>,
     /// What it cost.
     pub(super) usage: Usage,
 }
@@ -82,22 +95,49 @@ impl Turns {
     }
 }
 
+/// When calls succeed, in microseconds from a beginning.
+struct Pulse {
+    begin: Instant,
+    last: AtomicU64,
+    longest_gap: AtomicU64,
+}
+
+impl Pulse {
+    fn new(begin: Instant) -> Self {
+        Self { begin, last: AtomicU64::new(0), longest_gap: AtomicU64::new(0) }
+    }
+
+    fn succeeded(&self, now: Instant) {
+        let now = u64::try_from(now.saturating_duration_since(self.begin).as_micros()).unwrap_or(u64::MAX);
+        let before = self.last.fetch_max(now, Relaxed);
+        self.longest_gap.fetch_max(now.saturating_sub(before), Relaxed);
+    }
+
+    /// The longest time without a success until the end.
+    fn longest_gap(&self, end: Instant) -> Duration {
+        self.succeeded(end);
+        Duration::from_micros(self.longest_gap.load(Relaxed))
+    }
+}
+
 /// Runs `callers` to the end of their time and adds up what they counted.
 pub(super) async fn run<C: Caller>(pace: &Pace, server: Option<u32>, callers: impl IntoIterator<Item = C>) -> Outcome {
     let start = Instant::now();
     let counted_from = start + pace.warm_up;
     let end = counted_from + pace.duration;
+    let pulse = Arc::new(Pulse::new(counted_from));
     let mut tasks = JoinSet::new();
     for (number, caller) in callers.into_iter().take(pace.callers).enumerate() {
-        tasks.spawn(until_end(caller, Turns::of(number, pace, start), counted_from, end));
+        tasks.spawn(until_end(caller, Turns::of(number, pace, start), pulse.clone(), end));
     }
     sleep_until(counted_from).await;
     let meter = Meter::start(server);
     let tally = tasks.join_all().await.into_iter().collect();
-    Outcome { tally, elapsed: counted_from.elapsed(), usage: meter.stop() }
+    let longest_gap = Some(pulse.longest_gap(end));
+    Outcome { tally, elapsed: counted_from.elapsed(), longest_gap, usage: meter.stop() }
 }
 
-async fn until_end<C: Caller>(mut caller: C, mut turns: Turns, counted_from: Instant, end: Instant) -> Tally {
+async fn until_end<C: Caller>(mut caller: C, mut turns: Turns, pulse: Arc<Pulse>, end: Instant) -> Tally {
     let mut tally = Tally::new();
     loop {
         let due = turns.wait().await;
@@ -109,8 +149,14 @@ async fn until_end<C: Caller>(mut caller: C, mut turns: Turns, counted_from: Ins
             tally.failed(&Status::deadline_exceeded("no answer until the end of the run"));
             return tally;
         };
+        let counts = due >= pulse.begin;
+        let retried = caller.take_retried();
+        tally.retried += if counts { retried } else { 0 };
+        if result.is_ok() {
+            pulse.succeeded(Instant::now());
+        }
         match result {
-            Ok(units) if due >= counted_from => tally.succeeded(units, due.elapsed()),
+            Ok(units) if counts => tally.succeeded(units, due.elapsed()),
             Ok(_) => {}
             Err(status) => {
                 tally.failed(&status);
@@ -149,6 +195,18 @@ mod tests {
         let pace = pace(4, Some(50.0));
         let outcome = run(&pace, None, (0..4).map(|_| Fixed(Duration::from_millis(1)))).await;
         assert!((495..=505).contains(&outcome.tally.calls), "{outcome:?}");
+    }
+
+    #[test]
+    fn the_longest_gap_is_that_of_all_callers_together_to_the_end() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let pulse = Pulse::new(at(10));
+        assert_eq!(pulse.longest_gap(at(10)), Duration::ZERO);
+        // The warm-up does not count, and callers report in any order.
+        [5, 12, 11, 17, 18].into_iter().for_each(|seconds| pulse.succeeded(at(seconds)));
+        assert_eq!(pulse.longest_gap(at(20)), Duration::from_secs(5));
+        assert_eq!(pulse.longest_gap(at(30)), Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,7 +81,7 @@ pub(super) async fn put_all(
         let result = joined.map_err(|error| Failure::Failed(format!("a putting task failed: {error}")))?;
         tally.add(&result.map_err(|status| lanes.connection(0).refused(status))?);
     }
-    Ok(Outcome { tally, elapsed: started.elapsed(), usage: meter.stop() })
+    Ok(Outcome { tally, elapsed: started.elapsed(), longest_gap: None, usage: meter.stop() })
 }
 
 async fn put_until_none(
@@ -95,6 +95,7 @@ async fn put_until_none(
         let asked = Instant::now();
         lane.unary::<HoldsRecord>(Method::Put, request).await?;
         tally.succeeded(count, asked.elapsed());
+        tally.retried += lane.take_retried();
     }
 }
 

@@ -38,6 +38,10 @@ pub(super) struct Report {
     pub(super) per_second: f64,
     /// Of one call, unless the notes say otherwise.
     pub(super) latency: Option<Summary>,
+    /// Attempts that failed and were made again, on another address.
+    pub(super) retried: u64,
+    /// The longest time in which no call of anybody succeeded.
+    pub(super) longest_gap_ms: Option<f64>,
     /// Calls that failed, streams that ended.
     pub(super) errors: u64,
     /// Why the first of them did.
@@ -60,6 +64,8 @@ impl Report {
             seconds: outcome.elapsed.as_secs_f64(),
             per_second: outcome.per_second(),
             latency: outcome.tally.latencies.summary(),
+            retried: outcome.tally.retried,
+            longest_gap_ms: outcome.longest_gap.map(|gap| gap.as_secs_f64() * 1000.0),
             errors: outcome.tally.errors,
             first_error: outcome.tally.first_error.clone(),
             usage: outcome.usage,
@@ -105,13 +111,27 @@ fn table(reports: &[Report], style: TableStyle) -> String {
             latency(|l| l.p50_ms),
             latency(|l| l.p99_ms),
             latency(|l| l.max_ms),
+            report.longest_gap_ms.map_or("-".to_owned(), millis),
+            grouped(report.retried as f64),
             grouped(report.errors as f64),
             seconds(report.usage.client_cpu_seconds),
             seconds(report.usage.server_cpu_seconds),
             report.usage.server_rss_peak_bytes.map_or("-".to_owned(), mebibytes),
         ]
     });
-    let header = ["workload", "throughput", "p50", "p99", "max", "errors", "client CPU", "server CPU", "server memory"];
+    let header = [
+        "workload",
+        "throughput",
+        "p50",
+        "p99",
+        "max",
+        "longest gap",
+        "retried",
+        "errors",
+        "client CPU",
+        "server CPU",
+        "server memory",
+    ];
     grid(style, &header, rows)
 }
 
@@ -197,7 +217,9 @@ mod tests {
     fn report() -> Report {
         let mut tally = Tally::new();
         tally.succeeded(12_345, Duration::from_micros(850));
-        let outcome = Outcome { tally, elapsed: Duration::from_secs(1), usage: Usage::default() };
+        tally.retried = 2;
+        let longest_gap = Some(Duration::from_millis(450));
+        let outcome = Outcome { tally, elapsed: Duration::from_secs(1), longest_gap, usage: Usage::default() };
         Report::of("put", "calls", &outcome).note("with a note")
     }
 
@@ -222,5 +244,6 @@ mod tests {
         assert!(markdown.lines().all(|line| line.starts_with('|') && line.ends_with('|')), "{markdown}");
         let json: serde_json::Value = serde_json::from_str(&render(&reports, Format::Json)).unwrap();
         assert_eq!(json[0]["per_second"], 12_345.0);
+        assert_eq!((&json[0]["retried"], &json[0]["longest_gap_ms"]), (&2.into(), &450.0.into()));
     }
 }

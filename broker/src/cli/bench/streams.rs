@@ -121,6 +121,10 @@ impl Caller for TimedPut {
         self.ledger.acknowledged(version);
         Ok(1)
     }
+
+    fn take_retried(&mut self) -> u64 {
+        self.lane.take_retried()
+    }
 }
 
 /// Copies everything of a type; a call is one whole copy, a unit one record.

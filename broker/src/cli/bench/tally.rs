@@ -72,6 +72,8 @@ pub(super) struct Tally {
     pub(super) calls: u64,
     /// Latency of each of them.
     pub(super) latencies: Latencies,
+    /// Attempts that were made again, on another address.
+    pub(super) retried: u64,
     /// Calls that failed.
     pub(super) errors: u64,
     /// The first failure, as a person reads it.
@@ -81,7 +83,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Nothing yet.
     pub(super) fn new() -> Self {
-        Self { units: 0, calls: 0, latencies: Latencies::new(), errors: 0, first_error: None }
+        Self { units: 0, calls: 0, latencies: Latencies::new(), retried: 0, errors: 0, first_error: None }
     }
 
     /// A call that did `units`.
@@ -102,6 +104,7 @@ impl Tally {
         self.units += other.units;
         self.calls += other.calls;
         self.latencies.add(&other.latencies);
+        self.retried += other.retried;
         self.errors += other.errors;
         if self.first_error.is_none() {
             self.first_error.clone_from(&other.first_error);
@@ -129,8 +132,9 @@ mod tests {
         let mut other = Tally::new();
         other.succeeded(100, Duration::from_millis(9));
         other.failed(&Status::aborted("no"));
+        other.retried = 3;
         let sum: Tally = [one, other].into_iter().collect();
-        assert_eq!((sum.units, sum.calls, sum.errors), (200, 2, 1));
+        assert_eq!((sum.units, sum.calls, sum.retried, sum.errors), (200, 2, 3, 1));
         assert_eq!(sum.first_error.as_deref(), Some("ABORTED: no"));
         let summary = sum.latencies.summary().unwrap();
         assert!((0.99..1.01).contains(&summary.p50_ms) && (8.9..9.1).contains(&summary.max_ms), "{summary:?}");

@@ -81,6 +81,10 @@ impl Caller for Single {
     async fn call(&mut self) -> Result<u64, Status> {
         self.operation.call(&mut self.lane, &mut self.numbers).await
     }
+
+    fn take_retried(&mut self) -> u64 {
+        self.lane.take_retried()
+    }
 }
 
 /// Prepares an operation for records of a type and size.
@@ -137,6 +141,10 @@ impl Caller for Mixed {
             Some(operation) => operation.call(&mut self.lane, &mut self.numbers).await,
             None => Err(Status::internal("the shares of the mix do not add up to 100")),
         }
+    }
+
+    fn take_retried(&mut self) -> u64 {
+        self.lane.take_retried()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Calls with prebuilt bytes, and answers of which only what the benchmark counts is read. The client shares the machine
 //! with the server it measures, so each cycle it saves is the server's.
 
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes};
 use databroker_proto::{EncodedRecord, databroker as pb};
@@ -10,8 +10,9 @@ use prost::{
     Message as _,
     encoding::{WireType, decode_key, decode_varint},
 };
+use tokio::time::{Instant, sleep};
 use tonic::{
-    Request, Status, Streaming,
+    Code, Request, Status, Streaming,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
@@ -51,6 +52,9 @@ impl Method {
     }
 }
 
+/// Before a call is tried again: nodes that are all away must not be asked a million times.
+const PAUSE_BEFORE_RETRY: Duration = Duration::from_millis(10);
+
 /// Several connections to one server; callers are dealt out over them.
 #[derive(Clone)]
 pub(super) struct Lanes(Arc<[Connection]>);
@@ -75,22 +79,49 @@ impl Lanes {
 
     /// A lane on that connection.
     pub(super) fn lane(&self, caller: usize) -> Lane {
-        Lane(Grpc::new(self.connection(caller).transport()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        let connection = self.connection(caller);
+        let grpc = Grpc::new(connection.transport()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Lane { grpc, patience: connection.has_others().then(|| connection.timeout()), retried: 0 }
     }
 }
 
 /// One caller's way to the server.
 #[derive(Clone)]
-pub(super) struct Lane(Grpc<Transport>);
+pub(super) struct Lane {
+    grpc: Grpc<Transport>,
+    /// How long a call is tried again, where there is another address to try it on.
+    patience: Option<Duration>,
+    retried: u64,
+}
 
 impl Lane {
-    /// One call.
+    /// One call. Where there are several addresses and one is away, it is tried on the next until its time is up: what
+    /// is called here may be done twice.
     ///
     /// # Errors
     /// The server's status, or UNAVAILABLE when there is no connection.
     pub(super) async fn unary<A: Answer>(&mut self, method: Method, request: Bytes) -> Result<A, Status> {
+        let Some(patience) = self.patience else { return self.attempt(method, request).await };
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.attempt(method, request.clone()).await {
+                Err(status) if is_away(&status) && Instant::now() < deadline => {
+                    self.retried += 1;
+                    sleep(PAUSE_BEFORE_RETRY).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// How many attempts were made again since this was last asked.
+    pub(super) fn take_retried(&mut self) -> u64 {
+        std::mem::take(&mut self.retried)
+    }
+
+    async fn attempt<A: Answer>(&mut self, method: Method, request: Bytes) -> Result<A, Status> {
         self.ready().await?;
-        let response = self.0.unary(Request::new(request), method.path(), Prebuilt::new()).await?;
+        let response = self.grpc.unary(Request::new(request), method.path(), Prebuilt::new()).await?;
         Ok(response.into_inner())
     }
 
@@ -100,13 +131,18 @@ impl Lane {
     /// As [`Lane::unary`].
     pub(super) async fn stream<A: Answer>(&mut self, method: Method, request: Bytes) -> Result<Streaming<A>, Status> {
         self.ready().await?;
-        let response = self.0.server_streaming(Request::new(request), method.path(), Prebuilt::new()).await?;
+        let response = self.grpc.server_streaming(Request::new(request), method.path(), Prebuilt::new()).await?;
         Ok(response.into_inner())
     }
 
     async fn ready(&mut self) -> Result<(), Status> {
-        self.0.ready().await.map_err(|error| Status::unavailable(error.to_string()))
+        self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))
     }
+}
+
+/// Whether it is the server, or the connection to it, that is away: another may do what was asked.
+fn is_away(status: &Status) -> bool {
+    status.code() == Code::Unavailable || status.source().is_some()
 }
 
 /// What is read of an answer.

@@ -106,6 +106,6 @@ fn the_command_line_is_well_formed() {
 #[test]
 fn help_names_the_exit_codes() {
     let help = Line::command().find_subcommand_mut("get").unwrap().render_long_help().to_string();
-    assert!(help.contains("4 shared secret refused"), "{help}");
+    assert!(help.contains("4 secret or certificate refused"), "{help}");
     assert!(matches!(OutputArgs::default().output, Format::Table));
 }

@@ -32,6 +32,18 @@ async fn no_server_is_exit_code_5_and_asks_whether_it_runs() {
     assert!(error.to_string().contains("databroker serve"), "{error}");
 }
 
+#[tokio::test]
+async fn an_address_at_which_nobody_listens_any_more_fails_no_call() {
+    let (stays, goes) = (Standin::start().await, Standin::start().await);
+    let addresses = [format!("{},{}", stays.address, goes.address), format!("{},{}", goes.address, stays.address)];
+    goes.stop().await;
+    for address in &addresses {
+        // It makes several calls, which take turns.
+        let line = ["info", "--address", address, "--shared-secret", &key().to_base64()];
+        run_line(&line, Printed::default()).await.unwrap();
+    }
+}
+
 fn certificate() -> (Identity, String) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     (Identity::from_pem(made.cert.pem(), made.signing_key.serialize_pem()), made.cert.pem())
