@@ -130,7 +130,7 @@ impl<R: Runtime> Node<R> {
         checked?;
         let kind = match kind {
             peer_request::Kind::ReadIndex(_) => self.answer_read_index().await,
-            peer_request::Kind::Forward(request) => self.answer_forward(request).await?,
+            peer_request::Kind::Forward(request) => self.answer_forward(envelope.from, request).await?,
             peer_request::Kind::Hello(request) => self.answer_hello(request),
             peer_request::Kind::Retire(request) => self.answer_retire(request).await?,
             raft => self.shared.replica.handle(raft).await?,

@@ -17,7 +17,7 @@ use super::{
     coalesce::{Origin, Proposal},
 };
 use crate::{
-    raft::runtime::Runtime,
+    raft::{NodeId, runtime::Runtime},
     store::command::{self, Answer, Command, Kind},
 };
 
@@ -36,6 +36,9 @@ pub enum Unfit {
     /// A command without identity could take effect twice.
     #[error("a command has no identity")]
     Anonymous,
+    /// A node passes on what its own clients ask for, and nobody else's: the answer is remembered under its id.
+    #[error("a command has another node's identity")]
+    Another,
     /// A command that only the leader itself proposes, or none at all.
     #[error("a command is of a kind that is not forwarded")]
     NotForwarded,
@@ -57,12 +60,15 @@ pub(super) fn decode(answer: ForwardedAnswer) -> Answer {
 }
 
 /// Looks at what another node sent before any of it is proposed.
-fn fit(request: ForwardRequest) -> Result<Vec<(Origin, Kind)>, Unfit> {
+fn fit(from: NodeId, request: ForwardRequest) -> Result<Vec<(Origin, Kind)>, Unfit> {
     if request.commands.len() > COMMANDS_MAX {
         return Err(Unfit::TooMany);
     }
     let fit = |Command { identity, kind }: Command| {
         let identity = identity.filter(|identity| identity.origin != 0).ok_or(Unfit::Anonymous)?;
+        if identity.origin != from {
+            return Err(Unfit::Another);
+        }
         let kind = kind.filter(is_of_a_client).ok_or(Unfit::NotForwarded)?;
         command::check(&kind).map_err(|_| Unfit::TooLarge)?;
         Ok((Origin::Forwarded(identity), kind))
@@ -89,9 +95,13 @@ pub(super) fn is_of_a_client(kind: &Kind) -> bool {
 impl<R: Runtime> Node<R> {
     /// Proposes what another node's clients want. All or nothing is answered: a sender that hears "not the leader"
     /// sends all of it again, and what has taken effect is then answered from memory.
-    pub(super) async fn answer_forward(&self, request: ForwardRequest) -> Result<peer_reply::Kind, Unfit> {
+    pub(super) async fn answer_forward(
+        &self,
+        from: NodeId,
+        request: ForwardRequest,
+    ) -> Result<peer_reply::Kind, Unfit> {
         let patience = Duration::from_millis(request.patience_ms.into()).min(PATIENCE_MAX);
-        let commands = fit(request)?;
+        let commands = fit(from, request)?;
         if !self.role().leads {
             return Ok(self.not_leader());
         }
@@ -141,16 +151,17 @@ mod tests {
     fn only_clients_commands_with_an_identity_are_taken() {
         let identity = Some(Identity { origin: 7, request: 1, settled: 1 });
         let put = Some(Kind::Put(Put::default()));
-        assert!(fit(request(identity, put.clone())).is_ok());
-        assert_eq!(fit(request(None, put.clone())).err(), Some(Unfit::Anonymous));
-        assert_eq!(fit(request(Some(Identity::default()), put.clone())).err(), Some(Unfit::Anonymous));
-        assert_eq!(fit(request(identity, None)).err(), Some(Unfit::NotForwarded));
-        assert_eq!(fit(request(identity, Some(Kind::Sweep(Sweep::default())))).err(), Some(Unfit::NotForwarded));
+        assert!(fit(7, request(identity, put.clone())).is_ok());
+        assert_eq!(fit(8, request(identity, put.clone())).err(), Some(Unfit::Another));
+        assert_eq!(fit(7, request(None, put.clone())).err(), Some(Unfit::Anonymous));
+        assert_eq!(fit(7, request(Some(Identity::default()), put.clone())).err(), Some(Unfit::Anonymous));
+        assert_eq!(fit(7, request(identity, None)).err(), Some(Unfit::NotForwarded));
+        assert_eq!(fit(7, request(identity, Some(Kind::Sweep(Sweep::default())))).err(), Some(Unfit::NotForwarded));
         let paths = vec![String::new(); command::PATHS_MAX + 1];
         let patch = Kind::Patch(databroker_proto::internal::Patch { records: Vec::new(), paths });
-        assert_eq!(fit(request(identity, Some(patch))).err(), Some(Unfit::TooLarge));
+        assert_eq!(fit(7, request(identity, Some(patch))).err(), Some(Unfit::TooLarge));
         let many = vec![Command { identity, kind: put }; COMMANDS_MAX + 1];
-        assert_eq!(fit(ForwardRequest { commands: many, patience_ms: 1 }).err(), Some(Unfit::TooMany));
+        assert_eq!(fit(7, ForwardRequest { commands: many, patience_ms: 1 }).err(), Some(Unfit::TooMany));
     }
 
     #[test]

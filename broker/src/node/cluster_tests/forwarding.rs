@@ -17,10 +17,10 @@ async fn a_leader_without_room_is_busy_and_no_other_leader_is_looked_for() {
     };
     let all = u32::try_from(REQUESTS_MAX).unwrap();
     let taken = node.shared.request_room.clone().acquire_many_owned(all).await.unwrap();
-    let busy = node.answer_forward(request(50)).await.unwrap();
+    let busy = node.answer_forward(7, request(50)).await.unwrap();
     assert!(matches!(&busy, peer_reply::Kind::Busy(busy) if busy.reason.contains("too many requests")), "{busy:?}");
     drop(taken);
-    let taken = node.answer_forward(request(5000)).await.unwrap();
+    let taken = node.answer_forward(7, request(5000)).await.unwrap();
     assert!(matches!(taken, peer_reply::Kind::Forward(_)), "{taken:?}");
     drop(node);
     cluster.end().await;
