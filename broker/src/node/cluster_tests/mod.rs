@@ -141,7 +141,16 @@ impl Cluster {
 
     async fn start(&mut self, name: &'static str, knows: u32) -> Result<Node, OpenError> {
         let clock = self.clocks.entry(name).or_default().clone();
-        let node = Node::open(Options { clock, ..self.options(name, knows) }).await?;
+        let open = async || loop {
+            match Node::open(Options { clock: clock.clone(), ..self.options(name, knows) }).await {
+                // Whoever still talks to the node that has stopped here holds its disk for a moment.
+                Err(OpenError::Engine { source: engine::Error::Locked { .. }, .. }) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => return opened,
+            }
+        };
+        let node = timeout(PATIENCE, open()).await.expect("the disk of a stopped node is free")?;
         self.hub.0.lock().insert(format!("{name}:1"), node.clone());
         self.running.insert(name, node.clone());
         Ok(node)
