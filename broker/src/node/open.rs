@@ -61,7 +61,7 @@ const SINGLE_ENTRIES_MAX: usize = 16;
 const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The engine of the log. What is written is rarely read again and soon purged: next to no cache, and one thread.
-pub(super) const LOG_ENGINE: FjallOptions =
+const LOG_ENGINE: FjallOptions =
     FjallOptions { cache_bytes: 4 << 20, memtable_bytes: 16 << 20, journals_bytes_max: 64 << 20, worker_threads: 1 };
 
 /// Where a node keeps its data.
@@ -428,19 +428,32 @@ fn gather(
     })
 }
 
+/// The engine of the log, in its place.
+pub(super) fn open_log(folder: &DataFolder) -> Result<Fjall, engine::Error> {
+    Fjall::open(&folder.log(), &LOG_SPACES, LOG_ENGINE)
+}
+
+/// The shelf of stores, and the engine of the one in use.
+pub(super) fn open_stores(
+    folder: &DataFolder,
+    options: FjallOptions,
+) -> Result<(FolderShelf, Arc<dyn engine::Engine>), engine::Error> {
+    let shelf = FolderShelf::open(folder.path(), &Keyspace::names(), options)?;
+    let store = shelf.current()?;
+    Ok((shelf, store))
+}
+
 fn on_disk(folder: &DataFolder, store_options: FjallOptions) -> Result<(Engines, Arc<dyn Shelf>), OpenError> {
     let failed = |what| move |source| OpenError::Engine { what, source };
-    let open_log = || Fjall::open(&folder.log(), &LOG_SPACES, LOG_ENGINE).map_err(failed("log"));
-    let mut log = open_log()?;
+    let mut log = open_log(folder).map_err(failed("log"))?;
     if let Some(node_id) = raft::retired(&log).map_err(raft::Error::from)? {
         drop(log);
         let aside = folder.set_aside(node_id)?;
         let (node, aside) = (format!("{node_id:016x}"), aside.display());
         tracing::warn!(node, %aside, "this node was removed from its cluster: it begins anew, its old data is set aside");
-        log = open_log()?;
+        log = open_log(folder).map_err(failed("log"))?;
     }
-    let shelf = FolderShelf::open(folder.path(), &Keyspace::names(), store_options).map_err(failed("store"))?;
-    let store = shelf.current().map_err(failed("store"))?;
+    let (shelf, store) = open_stores(folder, store_options).map_err(failed("store"))?;
     Ok((Engines { log: Arc::new(log), store }, Arc::new(shelf)))
 }
 

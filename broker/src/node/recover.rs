@@ -4,17 +4,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::open::{Founding, LOG_ENGINE};
+use super::open::{Founding, open_log, open_stores};
 use crate::{
-    raft::{self, LOG_SPACES, identity::DataFolder},
+    raft::{self, identity::DataFolder},
     store::{
         self, Store,
-        engine::{
-            self,
-            fjall::{Fjall, FjallOptions},
-            shelf::FolderShelf,
-        },
-        keyspace::Keyspace,
+        engine::{self, fjall::FjallOptions},
     },
 };
 
@@ -67,9 +62,8 @@ impl Stopped {
         }
         let folder = DataFolder::open(path)?;
         let failed = |what| move |source| Error::Engine { what, source };
-        let log = Fjall::open(&folder.log(), &LOG_SPACES, LOG_ENGINE).map_err(failed("log"))?;
-        let shelf = FolderShelf::open(folder.path(), &Keyspace::names(), FjallOptions::default());
-        let engine = shelf.and_then(|shelf| shelf.current()).map_err(failed("store"))?;
+        let log = open_log(&folder).map_err(failed("log"))?;
+        let (_, engine) = open_stores(&folder, FjallOptions::default()).map_err(failed("store"))?;
         let store = Store::open(engine, &store::Options::default()).map_err(Error::Store)?;
         let inner = raft::recover::Stopped::open(Arc::new(log), folder.log_mark(), store)?;
         Ok(Self { inner, folder })

@@ -102,12 +102,11 @@ impl<R: Runtime> Node<R> {
         let has_leader = shared.replica.present_leader().is_some();
         let waits = !has_leader || !*shared.open.borrow();
         let followers = seen.members.iter().filter(|(node, _)| role.leads && **node != me);
-        let behind = |node| seen.last_index.saturating_sub(seen.matched.get(node).copied().unwrap_or(0));
         Replication {
             part,
             has_leader,
             leader_changes: role.leader_changes,
-            lag_entries: followers.map(|(node, member)| (member.name.clone(), behind(node))).collect(),
+            lag_entries: followers.map(|(node, member)| (member.name.clone(), seen.behind(*node))).collect(),
             quorum_ack_age: shared.replica.millis_since_quorum_ack().map(Duration::from_millis),
             command_version: seen.raised,
             command_version_known: shared.knows,

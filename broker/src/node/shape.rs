@@ -153,7 +153,8 @@ impl Observed {
         self.heard.values().any(|heard| *heard == node)
     }
 
-    fn behind(&self, node: NodeId) -> u64 {
+    /// How many entries a member's log lacks of the leader's.
+    pub fn behind(&self, node: NodeId) -> u64 {
         self.last_index.saturating_sub(self.matched.get(&node).copied().unwrap_or(0))
     }
 

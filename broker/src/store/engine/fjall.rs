@@ -165,8 +165,7 @@ impl Engine for Fjall {
         let changes = rows.len();
         refuse_unfit(&rows, self.names.len())?;
         // fjall panics on keys that do not rise.
-        let place = |change: &Change| (change.space, change.key.clone());
-        if !rows.is_sorted_by(|before, after| place(before) < place(after)) {
+        if !rows.is_sorted_by(|before, after| (before.space, &before.key) < (after.space, &after.key)) {
             let reason = "the rows to be loaded are not in order".to_owned();
             return Err(Error::Commit { changes, reason });
         }
