@@ -50,6 +50,17 @@ pub struct Node {
 /// A node's name, and how the cluster stands in its eyes.
 pub type Status = (String, serde_json::Value);
 
+/// The members that vote, by a status.
+pub fn voters(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    let members = status["members"].as_array().into_iter().flatten();
+    members.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")))
+}
+
+/// Those of them that answer and have what the leader has.
+pub fn voters_well(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    voters(status).filter(|voter| voter["caughtUp"] == true && voter["reachable"] == true)
+}
+
 /// All nodes. Peers reach each other through a proxy per node.
 pub struct Cluster {
     pub nodes: Vec<Node>,
@@ -68,9 +79,7 @@ impl Cluster {
         cluster.run_tool(0, &["cluster", "init"]);
         cluster
             .wait_for("all nodes vote", |status| {
-                let voters = status["members"].as_array().into_iter().flatten();
-                let voting = voters.filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")));
-                voting.count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+                voters(status).count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
             })
             .await;
         cluster
@@ -99,7 +108,7 @@ impl Cluster {
     }
 
     /// A node as the tool that adds it takes it.
-    pub fn member(&self, node: usize) -> String {
+    fn member(&self, node: usize) -> String {
         let (Node { name, grpc, .. }, proxy) = (&self.nodes[node], &self.proxies[node]);
         format!("{name}=127.0.0.1:{},http://127.0.0.1:{grpc}", proxy.port)
     }
@@ -189,6 +198,21 @@ impl Cluster {
             assert!(began.elapsed() < PATIENCE, "{arguments:?}: {said}\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Says to one node that others should belong to the cluster.
+    pub fn add_members(&self, at: usize, others: &[usize]) {
+        self.change_members(at, "add", others.iter().map(|node| self.member(*node)).collect());
+    }
+
+    /// Says to one node that others should not belong to the cluster any longer.
+    pub fn remove_members(&self, at: usize, others: &[usize]) {
+        self.change_members(at, "remove", others.iter().map(|node| self.nodes[*node].name.clone()).collect());
+    }
+
+    fn change_members(&self, at: usize, how: &str, members: Vec<String>) {
+        let members = members.iter().map(String::as_str);
+        self.run_tool(at, &["cluster", "members", how].into_iter().chain(members).collect::<Vec<_>>());
     }
 
     /// A tool as it would be run beside a node.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 
 use crate::{
+    cluster::voters,
     rounds, seeded,
     support::PATIENCE,
     trial::{Trial, addresses},
@@ -12,18 +13,13 @@ use crate::{
 
 /// Removes all nodes but one and waits until they are gone. Their processes run, or have ended by themselves.
 async fn remove_all_but(trial: &Trial, kept: usize) {
-    let names: Vec<_> =
-        (0..3).filter(|node| *node != kept).map(|node| trial.cluster.nodes[node].name.clone()).collect();
-    (0..3).filter(|node| *node != kept).for_each(|node| trial.cluster.disturbed.add(node));
-    let arguments: Vec<_> =
-        ["cluster", "members", "remove"].into_iter().chain(names.iter().map(String::as_str)).collect();
-    trial.cluster.run_tool(kept, &arguments);
+    let others: Vec<_> = (0..3).filter(|node| *node != kept).collect();
+    others.iter().for_each(|node| trial.cluster.disturbed.add(*node));
+    trial.cluster.remove_members(kept, &others);
     trial
         .cluster
         .wait_for("one node is left, and leads", |status| {
-            let members = status["members"].as_array().map_or(&[][..], Vec::as_slice);
-            let voters = members.iter().filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter")));
-            voters.count() == 1 && status["leader"] == trial.cluster.nodes[kept].name.as_str()
+            voters(status).count() == 1 && status["leader"] == trial.cluster.nodes[kept].name.as_str()
         })
         .await;
 }
@@ -43,10 +39,7 @@ async fn scaling_to_one_and_back_to_three_on_the_old_disks_keeps_one_history() {
         remove_all_but(&trial, kept).await;
         others.iter().for_each(|node| trial.cluster.kill(*node));
         others.iter().for_each(|node| trial.cluster.spawn(*node));
-        let members: Vec<_> = others.iter().map(|node| trial.cluster.member(*node)).collect();
-        let arguments: Vec<_> =
-            ["cluster", "members", "add"].into_iter().chain(members.iter().map(String::as_str)).collect();
-        trial.cluster.run_tool(kept, &arguments);
+        trial.cluster.add_members(kept, &others);
         trial.heal_supervised().await;
         trial.recover(since, Duration::from_millis(200)).await;
     }
@@ -86,10 +79,7 @@ async fn removed_nodes_that_come_back_alone_elect_nobody_and_serve_nothing() {
     }
     println!("{answers} times the removed nodes said that nobody leads");
     trial.cluster.thaw(kept);
-    let members: Vec<_> = removed.iter().map(|node| trial.cluster.member(*node)).collect();
-    let arguments: Vec<_> =
-        ["cluster", "members", "add"].into_iter().chain(members.iter().map(String::as_str)).collect();
-    trial.cluster.run_tool(kept, &arguments);
+    trial.cluster.add_members(kept, &removed);
     trial.heal_supervised().await;
     trial.judge("removed").await;
 }

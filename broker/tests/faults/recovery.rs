@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     clients::{Addresses, TYPE, record},
-    cluster::Cluster,
+    cluster::{Cluster, voters_well},
     metrics::metrics,
     trial::addresses,
 };
@@ -57,16 +57,6 @@ fn lease(id: &str) -> AcquireLeaseRequest {
     AcquireLeaseRequest { name: id.into(), duration: Some(duration) }
 }
 
-fn voters(status: &serde_json::Value) -> usize {
-    let members = status["members"].as_array().into_iter().flatten();
-    let voting = members.filter(|member| {
-        matches!(member["role"].as_str(), Some("leader" | "voter"))
-            && member["caughtUp"] == true
-            && member["reachable"] == true
-    });
-    voting.count()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_disk_of_three_becomes_a_cluster_again_and_clients_fetch_everything_once() {
     let mut cluster = Cluster::start(3).await;
@@ -92,7 +82,7 @@ async fn one_disk_of_three_becomes_a_cluster_again_and_clients_fetch_everything_
     let (done, said) = attempt(&cluster, &old_id);
     assert!(!done && said.contains("in use by another process"), "{said}");
 
-    cluster.wait_for("all have everything", |status| voters(status) == 3).await;
+    cluster.wait_for("all have everything", |status| voters_well(status).count() == 3).await;
     // A fenced read: the disk that stays has all that was acknowledged.
     has_all(&cluster, 2).await;
     (0..3).for_each(|node| cluster.kill(node));
@@ -107,7 +97,9 @@ async fn one_disk_of_three_becomes_a_cluster_again_and_clients_fetch_everything_
 
     // The same configuration: three nodes, and an explicit bootstrap.
     cluster.spawn(2);
-    cluster.wait_for("it leads, alone", |status| status["leader"] == "node-3" && voters(status) == 1).await;
+    cluster
+        .wait_for("it leads, alone", |status| status["leader"] == "node-3" && voters_well(status).count() == 1)
+        .await;
     let status = cluster.status(2).unwrap();
     let new_id = status["clusterId"].as_str().unwrap().to_owned();
     assert_ne!(new_id, old_id);
@@ -124,9 +116,12 @@ async fn one_disk_of_three_becomes_a_cluster_again_and_clients_fetch_everything_
     addresses.client(2).put(PutRequest { records }).await.unwrap();
 
     [0, 1].into_iter().for_each(|node| cluster.spawn(node));
-    let joining = [cluster.member(0), cluster.member(1)];
-    cluster.run_tool(2, &["cluster", "members", "add", &joining[0], &joining[1]]);
-    cluster.wait_for("three vote again", |status| voters(status) == 3 && status["clusterId"] == new_id.as_str()).await;
+    cluster.add_members(2, &[0, 1]);
+    cluster
+        .wait_for("three vote again", |status| {
+            voters_well(status).count() == 3 && status["clusterId"] == new_id.as_str()
+        })
+        .await;
     // No log holds the entries of two clusters: they got a whole store each, which shows in the metrics.
     for node in [0, 1] {
         assert!(metrics(&cluster, node)["databroker_raft_snapshot_received_bytes_total"] > 1000.0, "node {node}");

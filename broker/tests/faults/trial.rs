@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use tonic::Code;
 
 use crate::{
     clients::{Addresses, Load, Pressure, TYPE, Told, content},
-    cluster::{Cluster, Status},
+    cluster::{Cluster, Status, voters, voters_well},
     history::{Found, Verdict},
     support::PATIENCE,
     wants_figures,
@@ -135,15 +134,9 @@ pub fn is_whole(statuses: &[Status]) -> bool {
     let Some((_, leaders)) = statuses.iter().find(|(name, status)| status["leader"] == name.as_str()) else {
         return false;
     };
-    let voters = |status: &serde_json::Value| -> Vec<serde_json::Value> {
-        let members = status["members"].as_array().cloned().unwrap_or_default();
-        members.into_iter().filter(|member| matches!(member["role"].as_str(), Some("leader" | "voter"))).collect()
-    };
-    let well: Vec<_> =
-        voters(leaders).into_iter().filter(|voter| voter["caughtUp"] == true && voter["reachable"] == true).collect();
     let agree = statuses.iter().filter(|(name, status)| {
-        let own = voters(status).into_iter().find(|voter| voter["name"] == name.as_str());
-        own.is_some_and(|own| well.iter().any(|voter| voter["node"] == own["node"]))
+        let own = voters(status).find(|voter| voter["name"] == name.as_str());
+        own.is_some_and(|own| voters_well(leaders).any(|voter| voter["node"] == own["node"]))
     });
     agree.count() == 3 && leaders["members"].as_array().is_some_and(|members| members.len() == 3)
 }
