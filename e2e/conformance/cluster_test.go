@@ -170,18 +170,6 @@ func administer(node *broker, args ...string) ([]byte, error) {
 	return output, err
 }
 
-// within tries until it succeeds.
-func within(try func() error) error {
-	deadline := time.Now().Add(patience)
-	for {
-		err := try()
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
 type clusterStatus struct {
 	Leader  string
 	Members []struct {

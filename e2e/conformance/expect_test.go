@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -41,10 +42,24 @@ func rawConn(t *testing.T) *grpc.ClientConn {
 // eventually polls a condition until it holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
+	err := within(func() error {
+		if !holds() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("does not come true in %v: %s", patience, what)
+	}
+}
+
+// within tries until it succeeds, or patience is at its end.
+func within(try func() error) error {
 	deadline := time.Now().Add(patience)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("does not come true in %v: %s", patience, what)
+	for {
+		err := try()
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
