@@ -265,13 +265,16 @@ fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace),
         let tree = database.keyspace(TREE, create)?;
         Ok((database, tree))
     };
-    // On some damaged files fjall panics.
-    let opened = panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(fjall::Error::Unrecoverable));
     let path = || path.display().to_string();
-    opened.map_err(|error| match error {
-        fjall::Error::Locked => Error::Locked { path: path() },
-        error => Error::Open { path: path(), reason: error.to_string() },
-    })
+    // On some damaged files fjall panics.
+    let damaged = |_| Err(Error::Open { path: path(), reason: "its files are damaged".to_owned() });
+    panic::catch_unwind(AssertUnwindSafe(|| {
+        open().map_err(|error| match error {
+            fjall::Error::Locked => Error::Locked { path: path() },
+            error => Error::Open { path: path(), reason: error.to_string() },
+        })
+    }))
+    .unwrap_or_else(damaged)
 }
 
 /// How tables are laid out, settled when the database is created. Most reads are of keys that are there, one by one:
