@@ -37,6 +37,8 @@ pub enum Mutation {
     NoMemoryOfRequests,
     /// Nobody tells removed nodes.
     NoRetirement,
+    /// What is written is not written to the record cache.
+    CacheNotWritten,
 }
 
 impl Mutation {
@@ -45,7 +47,7 @@ impl Mutation {
     pub(crate) const LATE: [Self; 2] = [Self::AnswerBeforeBatch, Self::StreamAheadOfApplied];
 
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AcknowledgeBeforeSync,
         Self::VoteNotSynced,
         Self::AppliedOutsideBatch,
@@ -61,6 +63,7 @@ impl Mutation {
         Self::StepWithoutCatchUp,
         Self::NoMemoryOfRequests,
         Self::NoRetirement,
+        Self::CacheNotWritten,
     ];
 }
 

@@ -77,6 +77,7 @@ keys! {
         .defaults_to("fsync");
     CHANGE_LOG_RETENTION: key("change_log_retention", "How long changes are kept for streams that resume, such as `1h`.").defaults_to("1h");
     CHANGE_LOG_BYTES_MAX: key("change_log_bytes_max", "Older changes go earlier once the change log holds more than this. Default: a quarter of the volume, at most 1GiB.");
+    RECORD_CACHE_BYTES_MAX: key("record_cache_bytes_max", "Memory for records that were read or written lately; `0` for none. Default: a quarter of the memory, at least 16MiB, at most 512MiB.");
     CLUSTER_NAME: key("databroker_cluster_name", "The cluster's name, as it stands in the certificates of its members.").defaults_to("databroker");
     CLUSTER_NODE_ID: key("databroker_cluster_node_id", "This node's name in a cluster.");
     CLUSTER_NODES: key("databroker_cluster_nodes", "The cluster's nodes, this one included: a list of `{id, grpc_address, raft_address}`.");

@@ -196,6 +196,8 @@ pub struct Storage {
     pub change_log_retention: Duration,
     /// Size above which the oldest changes leave the change log; `None`: what the volume allows.
     pub change_log_bytes_max: Option<u64>,
+    /// Memory for records that were read or written lately; `None`: what the machine allows.
+    pub record_cache_bytes_max: Option<u64>,
 }
 
 /// What records are kept on.
@@ -347,6 +349,7 @@ fn storage(settings: &Settings) -> Result<Storage, Error> {
         })?,
         change_log_retention: required(settings, &keys::CHANGE_LOG_RETENTION, values::duration)?,
         change_log_bytes_max: optional(settings, &keys::CHANGE_LOG_BYTES_MAX, values::bytes)?,
+        record_cache_bytes_max: optional(settings, &keys::RECORD_CACHE_BYTES_MAX, values::bytes)?,
     })
 }
 

@@ -26,6 +26,7 @@ use crate::{
     store::engine,
 };
 
+mod memory;
 mod peering;
 pub mod recovery;
 
@@ -155,6 +156,11 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
     options.configured = config.cluster.nodes.iter().map(configured).collect();
     options.change_log_keep = config.storage.change_log_retention;
     options.change_log_bytes_max = config.storage.change_log_bytes_max;
+    options.store.record_cache_bytes_max = match config.storage.medium {
+        Medium::File => config.storage.record_cache_bytes_max.unwrap_or_else(memory::record_cache_bytes),
+        // Records are in memory anyway.
+        Medium::Memory => 0,
+    };
     options.observer = disk;
     options
 }

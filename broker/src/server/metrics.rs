@@ -342,6 +342,9 @@ impl Collector for NodeCollector {
         gauge("records", "Live records", records)?;
         gauge("record_version", "The newest record version", progress.latest_record_version)?;
         gauge("record_version_earliest", "The first change still kept", progress.earliest_record_version)?;
+        let cache = self.node.reader().record_cache();
+        gauge("record_cache_bytes", "What the record cache takes", cache.bytes)?;
+        gauge("record_cache_records", "Records in the record cache", cache.entries)?;
         gauge("tail_bytes", "Changes held in memory for streams", self.node.reader().tail_bytes() as u64)?;
         let (log, store) = self.node.engine_stats();
         gauge("store_bytes", "The store on disk, its journals included", store.bytes)?;
@@ -356,12 +359,17 @@ impl Collector for NodeCollector {
             behind,
         )?;
         replication::encode(&self.node, &status, &mut encoder)?;
-        let stalled = ConstCounter::new(self.streams.stalled());
+        let mut count = |name: &str, help: &str, value: u64| {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+        };
+        count("record_cache_hits", "Records found in the record cache", cache.hits)?;
+        count("record_cache_misses", "Records that were not in the record cache", cache.misses)?;
+        count("record_cache_evictions", "Records that left the record cache for others", cache.evictions)?;
         let help = "SyncLatest streams that were not read, and lost their snapshots";
-        stalled.encode(encoder.encode_descriptor("streams_stalled", help, None, stalled.metric_type())?)?;
-        let evictions = ConstCounter::new(self.node.reader().evictions());
+        count("streams_stalled", help, self.streams.stalled())?;
         let help = "Records evicted because their type held more than its capacity";
-        evictions.encode(encoder.encode_descriptor("evictions", help, None, evictions.metric_type())?)
+        count("evictions", help, self.node.reader().evictions())
     }
 }
 

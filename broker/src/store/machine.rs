@@ -9,6 +9,7 @@ use prost::Message;
 use super::{
     super::mutation::{self, Mutation},
     apply::{Batch, Memory, Rules, TypeRules},
+    cache::{Caching, Counters},
     cidr::CidrTable,
     command::{self, Answer, COMMAND_VERSION, TooNew},
     engine::{self, Durability, Engine, View},
@@ -59,13 +60,15 @@ pub enum Step {
 pub struct Options {
     /// How much of the newest changes is kept in memory for streams, in bytes.
     pub tail_bytes_max: usize,
+    /// How much memory the record cache may take, in bytes; 0: there is none.
+    pub record_cache_bytes_max: u64,
     /// The newest command version that may be met. Only tests say something else than [`COMMAND_VERSION`].
     pub knows: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tail_bytes_max: 8 << 20, knows: COMMAND_VERSION }
+        Self { tail_bytes_max: 8 << 20, record_cache_bytes_max: 16 << 20, knows: COMMAND_VERSION }
     }
 }
 
@@ -112,6 +115,7 @@ pub enum Error {
 /// The state machine. One owner applies; readers get snapshots through [`Reader`].
 pub struct Store {
     engine: Arc<dyn Engine>,
+    caching: Caching,
     reader: Reader,
     view: Arc<dyn View>,
     state: State,
@@ -164,6 +168,11 @@ impl Contents {
         TooNew::check(self.cluster.command_version, knows)
     }
 
+    /// With its view read through a cache that has nothing of another store.
+    fn cached(self, caching: &Caching) -> Self {
+        Self { view: caching.view(self.view), ..self }
+    }
+
     fn published(&self) -> Published {
         Published {
             view: self.view.clone(),
@@ -189,11 +198,14 @@ impl Store {
         let descriptors = Arc::new(Descriptors::builtin()?);
         let contents = Contents::read(engine)?;
         contents.check(options.knows).map_err(Error::TooNew)?;
+        let counters = Arc::new(Counters::default());
+        let caching = Caching::new(options.record_cache_bytes_max, counters.clone());
+        let contents = contents.cached(&caching);
         let published = contents.published();
         let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = contents;
-        let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max);
+        let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max, counters);
         let knows = options.knows;
-        Ok(Self { engine, reader, view, state, cluster, membership, rules, memory, descriptors, knows })
+        Ok(Self { engine, caching, reader, view, state, cluster, membership, rules, memory, descriptors, knows })
     }
 
     /// The newest command version it can apply.
@@ -204,8 +216,10 @@ impl Store {
     /// Becomes the store that has arrived from another node, and publishes it through the same [`Reader`]. The old
     /// engine is closed with the last snapshot of it.
     pub fn adopt(&mut self, arrived: Arrived) {
-        let published = arrived.contents.published();
-        let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = arrived.contents;
+        self.caching = self.caching.renewed();
+        let contents = arrived.contents.cached(&self.caching);
+        let published = contents.published();
+        let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = contents;
         (self.engine, self.view, self.state, self.cluster) = (engine, view, state, cluster);
         (self.membership, self.rules, self.memory) = (membership, rules, memory);
         if mutation::active(Mutation::SnapshotWithoutCounters) {
@@ -282,14 +296,17 @@ impl Store {
             batch.txn.put(at, metadata::STATE, standing.clone());
         }
         let Batch { txn, state, cluster, rules, changes, cidr, cleared, evicted, .. } = batch;
-        self.engine.commit(txn.into_batch(), Durability::Written)?;
+        let batch = txn.into_batch();
+        // Before anybody can see it. Should the engine refuse it, nobody ever will: that is final.
+        self.caching.write(&batch);
+        self.engine.commit(batch, Durability::Written)?;
         if apart {
             let change = engine::Change { space: at, key: Bytes::from_static(metadata::STATE), value: Some(standing) };
             self.engine.commit(vec![change], Durability::Written)?;
         }
         let services_changed = state.services_generation != self.state.services_generation;
         (self.state, self.cluster, self.rules) = (state, cluster, rules);
-        self.view = self.engine.view()?.into();
+        self.view = self.caching.view(self.engine.view()?.into());
         self.reader.count_evictions(evicted);
         self.publish(changes, &cidr, cleared, services_changed)?;
         Ok(answers)

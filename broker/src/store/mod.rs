@@ -13,6 +13,7 @@
 //! Not here: gRPC, Raft, tasks, clocks. The API is synchronous and blocks; nothing is spawned.
 
 pub mod apply;
+pub mod cache;
 pub mod cidr;
 pub mod codec;
 pub mod command;

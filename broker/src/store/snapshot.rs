@@ -21,6 +21,7 @@ use super::{
     super::mutation::{self, Mutation},
     Error, Position,
     apply::{Change, CidrChange, Rules},
+    cache::{self, Counters},
     cidr::CidrTable,
     engine::{KeyBounds, View},
     inspect::Descriptors,
@@ -71,14 +72,22 @@ struct Shared {
     tail: Tail,
     descriptors: Arc<Descriptors>,
     evictions: AtomicU64,
+    cache: Arc<Counters>,
 }
 
 impl Reader {
-    pub(super) fn new(first: Published, descriptors: Arc<Descriptors>, cidr: CidrTable, tail_bytes_max: usize) -> Self {
+    pub(super) fn new(
+        first: Published,
+        descriptors: Arc<Descriptors>,
+        cidr: CidrTable,
+        tail_bytes_max: usize,
+        cache: Arc<Counters>,
+    ) -> Self {
         let state = &first.state;
         let tail = Tail::new(tail_bytes_max, state.server_version, state.latest_record_version);
         let newest = ArcSwap::from_pointee(Snapshot { published: first, descriptors: descriptors.clone() });
-        Self(Arc::new(Shared { newest, cidr: RwLock::new(cidr), tail, descriptors, evictions: AtomicU64::new(0) }))
+        let (cidr, evictions) = (RwLock::new(cidr), AtomicU64::new(0));
+        Self(Arc::new(Shared { newest, cidr, tail, descriptors, evictions, cache }))
     }
 
     pub(super) fn publish(&self, next: Published, changes: Vec<Change>, cidr: &[CidrChange], cleared: bool) {
@@ -177,6 +186,11 @@ impl Reader {
     /// Records evicted since the start because their type held more than its capacity.
     pub fn evictions(&self) -> u64 {
         self.0.evictions.load(Relaxed)
+    }
+
+    /// What the record cache holds, and did since the start.
+    pub fn record_cache(&self) -> cache::Stats {
+        self.0.cache.stats()
     }
 
     /// Bytes of changes held in memory for streams.

@@ -39,6 +39,9 @@ pub const HOLD: Duration = Duration::from_secs(5);
 /// Few entries, so that stores are sent and logs purged all the time.
 const RETENTION: Retention = Retention { sync_entries: 40, sync_bytes: 1 << 20, keep_entries: 10, keep_bytes: 1 << 20 };
 
+/// For a record or two a shard, so that some are found, some are not, and some have to go.
+const RECORD_CACHE_BYTES: u64 = 32 << 10;
+
 /// The server version of the first history.
 pub const FIRST_SERVER_VERSION: u64 = 1000;
 
@@ -201,7 +204,10 @@ impl Cluster {
         let replica = raft::Parts {
             log_engine: disk.log.clone(),
             log: LogOptions { durability: Durability::Synced, mark: None, fresh_node_id },
-            store: Store::open(disk.store(), &store::Options::default())?,
+            store: Store::open(
+                disk.store(),
+                &store::Options { record_cache_bytes_max: RECORD_CACHE_BYTES, ..Default::default() },
+            )?,
             shelf: disk.shelf(),
             transport: Arc::new(Line { network: self.network.clone(), from: host }),
             executor: lanes,

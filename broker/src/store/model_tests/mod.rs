@@ -38,7 +38,11 @@ struct Driver {
 
 impl Driver {
     fn open(engine: Arc<dyn Engine>) -> Self {
-        let store = Store::open(engine, &Options { tail_bytes_max: 2000, ..Options::default() }).unwrap();
+        let store = Store::open(
+            engine,
+            &Options { tail_bytes_max: 2000, record_cache_bytes_max: 16 << 10, ..Options::default() },
+        )
+        .unwrap();
         Self { store, index: 0, batch: Vec::new() }
     }
 
