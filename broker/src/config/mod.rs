@@ -349,7 +349,7 @@ fn storage(settings: &Settings) -> Result<Storage, Error> {
         })?,
         change_log_retention: required(settings, &keys::CHANGE_LOG_RETENTION, values::duration)?,
         change_log_bytes_max: optional(settings, &keys::CHANGE_LOG_BYTES_MAX, values::bytes)?,
-        record_cache_bytes_max: optional(settings, &keys::RECORD_CACHE_BYTES_MAX, values::bytes)?,
+        record_cache_bytes_max: optional(settings, &keys::RECORD_CACHE_BYTES_MAX, values::bytes_or_nothing)?,
     })
 }
 

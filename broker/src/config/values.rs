@@ -123,6 +123,11 @@ pub(super) fn bytes(text: &str) -> Parsed<u64> {
     }
 }
 
+/// A size that may be nothing: `0` switches off what it bounds.
+pub(super) fn bytes_or_nothing(text: &str) -> Parsed<u64> {
+    if text.trim() == "0" { Ok(0) } else { bytes(text) }
+}
+
 /// Adds up `<number><unit>` pairs; `None` if the text is anything else.
 fn sum_of_units(text: &str, units: Units) -> Option<f64> {
     let mut rest = text.trim();
@@ -178,6 +183,7 @@ mod tests {
         }
         for bad in ["", "0", "-1", "1 TiBs", "99999999999999999999GiB"] {
             assert!(bytes(bad).is_err(), "{bad}");
+            assert_eq!(bytes_or_nothing(bad).is_ok(), bad == "0", "{bad}");
         }
     }
 
