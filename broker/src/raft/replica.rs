@@ -224,8 +224,9 @@ impl<R: Runtime> Replica<R> {
             parts;
         let config = Arc::new(config(timers, retention)?);
         let log = Log::open(log_engine, log, &*executor, clock, &failure, observer.clone())?;
-        let lane = |name| executor.lane(name, &failure).map_err(Error::Thread);
-        let (applying, transfers) = (lane("apply")?, lane("snapshot")?);
+        let applying = executor.lane("apply", &failure).map_err(Error::Thread)?;
+        // Whole stores on their way: writers do not wait for them.
+        let transfers = executor.background_lane("snapshot", &failure).map_err(Error::Thread)?;
         let receiver = Receiver { lane: transfers.clone(), shelf, turn: Arc::default() };
         let origin = Origin { node: log.node_id(), reader: store.reader().clone() };
         let written = log.written_below();

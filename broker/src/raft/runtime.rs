@@ -88,6 +88,14 @@ pub trait Executor: Send + Sync + 'static {
     /// No thread could be started.
     fn lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>>;
 
+    /// The same, for work that gives way to all other where there is not enough processor for both.
+    ///
+    /// # Errors
+    /// As for [`Executor::lane`].
+    fn background_lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+        self.lane(name, failure)
+    }
+
     /// Returns when all jobs given so far are done; later ones are dropped.
     fn stop(&self);
 }
@@ -107,6 +115,9 @@ enum Order {
 /// this is never reached; a bound all the same, because every queue has one.
 const LANE_JOBS_MAX: usize = 1024;
 
+/// How nice a thread of the background is: of one core that both want, it gets about a tenth.
+const BACKGROUND_NICENESS: i32 = 10;
+
 struct Thread(mpsc::SyncSender<Order>);
 
 impl Lane for Thread {
@@ -116,13 +127,26 @@ impl Lane for Thread {
     }
 }
 
-impl Executor for Threads {
-    fn lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+impl Threads {
+    fn open(&self, name: &'static str, failure: &Failure, niceness: i32) -> io::Result<Arc<dyn Lane>> {
         let (orders, incoming) = mpsc::sync_channel(LANE_JOBS_MAX);
         let failure = failure.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(name, &incoming, &failure))?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            give_way(name, niceness);
+            work(name, &incoming, &failure);
+        })?;
         self.running.lock().push((orders.clone(), thread));
         Ok(Arc::new(Thread(orders)))
+    }
+}
+
+impl Executor for Threads {
+    fn lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+        self.open(name, failure, 0)
+    }
+
+    fn background_lane(&self, name: &'static str, failure: &Failure) -> io::Result<Arc<dyn Lane>> {
+        self.open(name, failure, BACKGROUND_NICENESS)
     }
 
     fn stop(&self) {
@@ -132,6 +156,18 @@ impl Executor for Threads {
             // A panic in the thread was reported when it happened.
             drop(thread.join());
         }
+    }
+}
+
+/// Makes this thread nicer than the process. On Linux niceness is a thread's own; elsewhere it would be the process's,
+/// and stays as it is.
+fn give_way(name: &str, niceness: i32) {
+    if !cfg!(target_os = "linux") || niceness == 0 {
+        return;
+    }
+    let now = rustix::process::getpriority_process(None).unwrap_or(0);
+    if let Err(error) = rustix::process::setpriority_process(None, now.saturating_add(niceness)) {
+        tracing::debug!(name, %error, "the thread works with the priority of the others");
     }
 }
 

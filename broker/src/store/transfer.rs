@@ -165,12 +165,10 @@ impl Incoming {
         let Some((keyspace, _)) = known else {
             return Err(Error::Damaged(format!("there is no keyspace number {keyspace}")));
         };
-        rows.iter().try_for_each(|row| self.add(*keyspace, row))
+        rows.into_iter().try_for_each(|row| self.add(*keyspace, row))
     }
 
-    fn add(&mut self, keyspace: Keyspace, row: &SnapshotRow) -> Result<(), Error> {
-        // A copy: what was received is a part of a larger buffer, which the engine would hold on to.
-        let (key, value) = (Bytes::copy_from_slice(&row.key), Bytes::copy_from_slice(&row.value));
+    fn add(&mut self, keyspace: Keyspace, SnapshotRow { key, value }: SnapshotRow) -> Result<(), Error> {
         let follows = self.last.as_ref().is_none_or(|last| (last.0, &last.1) < (keyspace, &key));
         if !follows {
             return Err(Error::Damaged(format!("row {} is out of order", self.rows)));

@@ -61,9 +61,10 @@ pub fn voters_well(status: &serde_json::Value) -> impl Iterator<Item = &serde_js
     voters(status).filter(|voter| voter["caughtUp"] == true && voter["reachable"] == true)
 }
 
-/// All nodes. Peers reach each other through a proxy per node.
+/// All nodes.
 pub struct Cluster {
     pub nodes: Vec<Node>,
+    /// One in front of each node's peers' port; none, where peers reach each other directly.
     pub proxies: Vec<Proxy>,
     pub key: SharedKey,
     /// Nodes that something was done to since the cluster was whole.
@@ -72,45 +73,56 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts nodes and founds a cluster of them.
+    /// Starts nodes and founds a cluster of them, whose peers reach each other through proxies.
     pub async fn start(nodes: usize) -> Self {
-        let mut cluster = Self::prepare(nodes).await;
-        (0..nodes).for_each(|node| cluster.spawn(node));
-        cluster.run_tool(0, &["cluster", "init"]);
-        cluster
-            .wait_for("all nodes vote", |status| {
-                voters(status).count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
-            })
-            .await;
-        cluster
+        let mut cluster = Self::prepare(nodes);
+        for node in &cluster.nodes {
+            cluster.proxies.push(Proxy::start(node.raft).await);
+        }
+        cluster.found().await
     }
 
-    async fn prepare(count: usize) -> Self {
-        let parent = tempfile::tempdir().expect("a temporary folder can be made");
-        let key = SharedKey::from_bytes(rand::random());
-        let mut nodes: Vec<Node> = (1..=count).map(|number| Node::new(parent.path(), number)).collect();
-        let mut proxies = Vec::new();
-        for node in &nodes {
-            proxies.push(Proxy::start(node.raft).await);
-        }
-        let members: String = nodes
-            .iter()
-            .zip(&proxies)
-            .map(|(node, proxy)| {
+    /// The same, with nothing between the peers: for figures that a proxy on the same processors would spoil.
+    pub async fn start_directly(nodes: usize) -> Self {
+        Self::prepare(nodes).found().await
+    }
+
+    async fn found(mut self) -> Self {
+        let nodes = self.nodes.len();
+        let members: String = (0..nodes)
+            .map(|node| {
+                let (Node { name, grpc, .. }, peers) = (&self.nodes[node], self.peers_port(node));
                 format!(
-                    "  - id: {}\n    grpc_address: http://127.0.0.1:{}\n    raft_address: 127.0.0.1:{}\n",
-                    node.name, node.grpc, proxy.port
+                    "  - id: {name}\n    grpc_address: http://127.0.0.1:{grpc}\n    raft_address: 127.0.0.1:{peers}\n"
                 )
             })
             .collect();
-        nodes.iter_mut().for_each(|node| node.configure(&members, &key));
-        Self { nodes, proxies, key, disturbed: Arc::default(), _parent: parent }
+        self.nodes.iter_mut().for_each(|node| node.configure(&members, &self.key));
+        (0..nodes).for_each(|node| self.spawn(node));
+        self.run_tool(0, &["cluster", "init"]);
+        self.wait_for("all nodes vote", |status| {
+            voters(status).count() == nodes && status["leader"].as_str().is_some_and(|leader| !leader.is_empty())
+        })
+        .await;
+        self
+    }
+
+    fn prepare(count: usize) -> Self {
+        let parent = tempfile::tempdir().expect("a temporary folder can be made");
+        let nodes = (1..=count).map(|number| Node::new(parent.path(), number)).collect();
+        let key = SharedKey::from_bytes(rand::random());
+        Self { nodes, proxies: Vec::new(), key, disturbed: Arc::default(), _parent: parent }
+    }
+
+    /// Where peers reach a node.
+    fn peers_port(&self, node: usize) -> u16 {
+        self.proxies.get(node).map_or(self.nodes[node].raft, |proxy| proxy.port)
     }
 
     /// A node as the tool that adds it takes it.
     fn member(&self, node: usize) -> String {
-        let (Node { name, grpc, .. }, proxy) = (&self.nodes[node], &self.proxies[node]);
-        format!("{name}=127.0.0.1:{},http://127.0.0.1:{grpc}", proxy.port)
+        let (Node { name, grpc, .. }, peers) = (&self.nodes[node], self.peers_port(node));
+        format!("{name}=127.0.0.1:{peers},http://127.0.0.1:{grpc}")
     }
 
     /// Starts a node's process.

@@ -2,6 +2,7 @@
 //! costs the writers.
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     time::{Duration, Instant},
 };
@@ -11,7 +12,10 @@ use databroker_proto::databroker::PutRequest;
 use crate::{
     clients::{Pressure, record},
     cluster::Cluster,
-    from_environment, seeded,
+    from_environment,
+    metrics::until,
+    seeded,
+    support::PATIENCE,
     trial::{Trial, addresses},
 };
 
@@ -35,6 +39,36 @@ async fn fill(cluster: &Cluster, nodes: &[usize], records: Range<usize>) {
     futures::future::join_all(filling).await.into_iter().for_each(|filled| filled.unwrap());
 }
 
+/// How often the node that is brought up is asked. Each time is a process of its own, which the two cores have to run as
+/// well.
+const ASKED_EVERY: Duration = Duration::from_millis(200);
+
+/// What a node has applied, by its own word.
+fn applied(cluster: &Cluster, node: usize) -> Option<(u64, String)> {
+    let status = cluster.status(node)?;
+    let own =
+        status["members"].as_array()?.iter().find(|member| member["name"] == cluster.nodes[node].name.as_str())?;
+    Some((own["appliedIndex"].as_u64()?, own["role"].as_str()?.to_owned()))
+}
+
+/// Whether the leader, which this is the status of, has not heard of a node for a while.
+fn misses(status: &serde_json::Value, name: &str) -> bool {
+    let mut members = status["members"].as_array().into_iter().flatten();
+    status["leader"] == status["answeredBy"]
+        && members.any(|member| member["name"] == name && member["reachable"] == false)
+}
+
+/// Waits until a node votes and has applied all that `leader` had when this began; by the node's own words, from after
+/// that.
+async fn brought_up(cluster: &Cluster, node: usize, leader: usize) {
+    let (target, _) = applied(cluster, leader).expect("the leader answers");
+    let deadline = Instant::now() + PATIENCE;
+    while !applied(cluster, node).is_some_and(|(applied, role)| applied >= target && role == "voter") {
+        assert!(Instant::now() < deadline, "it never catches up\n{}", cluster.logs());
+        tokio::time::sleep(ASKED_EVERY).await;
+    }
+}
+
 /// The time in which 99 of 100 waits between acknowledgements of all writers together ended.
 fn p99(trial: &Trial, since: Instant, until: Instant) -> Duration {
     let at = |moment: Instant| moment.duration_since(trial.load.began).as_micros() as u64;
@@ -56,9 +90,17 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     seeded("learner");
     let records: usize = from_environment("FAULTS_RECORDS", 20_000);
     // Enough to see what it costs them, and not so much that it is the writers who are measured.
-    let mut trial = Trial::under(Pressure { writers: 8, streams: 1, pause: Duration::from_millis(10) }).await;
+    let pressure = Pressure { writers: 8, streams: 1, pause: Duration::from_millis(10) };
+    let mut trial = Trial::of(Cluster::start_directly(3).await, pressure).await;
     fill(&trial.cluster, &[0, 1, 2], 0..records).await;
     trial.heal().await;
+    // What it costs writers is held against what they have when nothing else is to be done.
+    for node in 0..3 {
+        let idle = |now: &BTreeMap<String, f64>| {
+            now["databroker_store_compactions"] + now["databroker_store_flushes_pending"] == 0.0
+        };
+        until(&trial.cluster, node, "what was filled in is compacted", idle).await;
+    }
     let node = (trial.leader().await + 1) % 3;
     let others: Vec<_> = (0..3).filter(|other| *other != node).collect();
     let calm = Instant::now();
@@ -67,18 +109,24 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
 
     trial.cluster.kill(node);
     trial.cluster.wipe(node);
+    // Until then a second node of its name would be taken for one too many, and wait.
+    let name = trial.cluster.nodes[node].name.clone();
+    trial.cluster.wait_for("the node is missed", |status| misses(status, &name)).await;
+    let leader = trial.leader().await;
     let began = Instant::now();
     trial.cluster.spawn(node);
-    trial.heal().await;
+    brought_up(&trial.cluster, node, leader).await;
     tell(&trial, "store", records, began, quiet);
 
+    trial.heal().await;
     // Frozen and not killed: what is measured begins with the first entry.
     trial.cluster.freeze(node);
     let behind = records.min(LOGGED);
     fill(&trial.cluster, &others, 0..behind).await;
+    let leader = trial.leader().await;
     let began = Instant::now();
     trial.cluster.thaw(node);
-    trial.heal().await;
+    brought_up(&trial.cluster, node, leader).await;
     tell(&trial, "log", behind, began, quiet);
     trial.judge("learner").await;
 }

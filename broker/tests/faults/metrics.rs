@@ -28,7 +28,7 @@ pub fn metrics(cluster: &Cluster, node: usize) -> BTreeMap<String, f64> {
     series.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name.into(), value.parse().unwrap())).collect()
 }
 
-async fn until(cluster: &Cluster, node: usize, what: &str, holds: impl Fn(&BTreeMap<String, f64>) -> bool) {
+pub async fn until(cluster: &Cluster, node: usize, what: &str, holds: impl Fn(&BTreeMap<String, f64>) -> bool) {
     let began = Instant::now();
     loop {
         let now = metrics(cluster, node);

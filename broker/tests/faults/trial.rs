@@ -43,12 +43,12 @@ pub struct Trial {
 
 impl Trial {
     pub async fn start() -> Self {
-        Self::under(Pressure { writers: WRITERS, streams: STREAMS, pause: Duration::ZERO }).await
+        let pressure = Pressure { writers: WRITERS, streams: STREAMS, pause: Duration::ZERO };
+        Self::of(Cluster::start(3).await, pressure).await
     }
 
-    /// A cluster under a load of its own.
-    pub async fn under(pressure: Pressure) -> Self {
-        let cluster = Cluster::start(3).await;
+    /// A cluster and a load of its own.
+    pub async fn of(cluster: Cluster, pressure: Pressure) -> Self {
         let server_version = addresses(&cluster).client(0).server_info(()).await.unwrap().into_inner().server_version;
         let load = Load::start(&addresses(&cluster), pressure, server_version);
         Self { cluster, load, gaps: Vec::new() }

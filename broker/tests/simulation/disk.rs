@@ -101,6 +101,10 @@ impl Engine for SimulatedEngine {
         Ok(())
     }
 
+    fn load(&self, rows: Batch) -> Result<(), Error> {
+        self.commit(rows, Durability::Written)
+    }
+
     fn sync(&self) -> Result<(), Error> {
         self.0.lock().sync();
         Ok(())

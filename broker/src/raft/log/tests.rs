@@ -293,6 +293,10 @@ impl Engine for Fragile {
         self.inner.commit(batch, durability)
     }
 
+    fn load(&self, rows: Batch) -> Result<(), engine::Error> {
+        self.inner.load(rows)
+    }
+
     fn sync(&self) -> Result<(), engine::Error> {
         Ok(())
     }

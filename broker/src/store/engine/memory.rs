@@ -46,6 +46,13 @@ impl Engine for Memory {
         Ok(())
     }
 
+    fn load(&self, rows: Batch) -> Result<(), Error> {
+        // Copies: what is loaded lies in the buffers in which it came, which a tree would hold on to.
+        let own = |bytes: Bytes| Bytes::copy_from_slice(&bytes);
+        let own_row = |Change { space, key, value }| Change { space, key: own(key), value: value.map(own) };
+        self.commit(rows.into_iter().map(own_row).collect(), Durability::Written)
+    }
+
     fn sync(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -74,13 +74,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Takes a part of a whole that is being copied into an engine that held nothing: rows in the order of their spaces
     /// and keys, each beyond all that is there already. Faster than [`Engine::commit`], and no more durable before the
-    /// next [`Engine::sync`]. Only the committing thread may call this.
+    /// next [`Engine::sync`]. Nothing of the rows' allocations is held on to. Only the committing thread may call this.
     ///
     /// # Errors
     /// As for [`Engine::commit`]; what was loaded in part is of no use.
-    fn load(&self, rows: Batch) -> Result<(), Error> {
-        self.commit(rows, Durability::Written)
-    }
+    fn load(&self, rows: Batch) -> Result<(), Error>;
 
     /// Returns when everything committed so far is on the disk.
     fn sync(&self) -> Result<(), Error>;
