@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::TcpStream,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use databroker_proto::databroker::{GetRequest, PutRequest};
@@ -18,14 +18,24 @@ use super::{
     trial::addresses,
 };
 
+/// How long a node that is frozen is waited for.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
 /// Every series with its value.
 pub fn metrics(cluster: &Cluster, node: usize) -> BTreeMap<String, f64> {
-    let mut connection = TcpStream::connect(("127.0.0.1", cluster.nodes[node].health)).unwrap();
-    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    scrape(cluster, node).unwrap()
+}
+
+/// The same of a node that may not run.
+pub fn scrape(cluster: &Cluster, node: usize) -> std::io::Result<BTreeMap<String, f64>> {
+    let mut connection = TcpStream::connect(("127.0.0.1", cluster.nodes[node].health))?;
+    connection.set_read_timeout(Some(ANSWER_MAX))?;
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
-    connection.read_to_string(&mut text).unwrap();
+    connection.read_to_string(&mut text)?;
     let series = text.lines().filter(|line| line.starts_with("databroker_"));
-    series.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name.into(), value.parse().unwrap())).collect()
+    let pairs = series.filter_map(|line| line.rsplit_once(' '));
+    Ok(pairs.map(|(name, value)| (name.into(), value.parse().unwrap())).collect())
 }
 
 pub async fn until(cluster: &Cluster, node: usize, what: &str, holds: impl Fn(&BTreeMap<String, f64>) -> bool) {
@@ -36,7 +46,7 @@ pub async fn until(cluster: &Cluster, node: usize, what: &str, holds: impl Fn(&B
             return;
         }
         assert!(began.elapsed() < PATIENCE, "node {node}: it never came true that {what}: {now:#?}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
