@@ -6,7 +6,8 @@
 //!                 └─ network ─┘     auditor, network ──────────────▶ judge
 //! ```
 //!
-//! Runs with `RUSTFLAGS="--cfg tokio_unstable"` only, for tokio's seeded scheduler: see `e2e/test simulation`.
+//! Runs with the feature `mutations` and `RUSTFLAGS="--cfg tokio_unstable"` only, for tokio's seeded scheduler: see
+//! `e2e/test simulation`.
 //!
 //! Environment: `SIMULATION_SEED` (one seed; with `SIMULATION_TRACE` all of its trace), else `SIMULATION_SEEDS` (how many; default 40) or
 //! `SIMULATION_MINUTES` (default 3), whichever is first, from `SIMULATION_FIRST` on (default: random, printed).
