@@ -33,9 +33,12 @@ enum Op<'a> {
     Raw(&'a [u8]),
 }
 
+/// An entry of the log: its time, its request if it has one, and what it does.
+type Wanted<'a> = (u64, Option<(u8, u8, u8)>, Vec<Op<'a>>);
+
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
-    entries: Vec<(u64, Option<(u8, u8, u8)>, Vec<Op<'a>>)>,
+    entries: Vec<Wanted<'a>>,
 }
 
 fn records(given: &[(u8, u8, bool, &[u8])]) -> Vec<Bytes> {

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub timers: Timers,
     /// How long a request waits for a leader.
     pub hold: Duration,
+    /// How far clocks may differ before something is done about it.
+    pub max_clock_skew: Duration,
 }
 
 /// A node of the cluster.
@@ -119,6 +121,7 @@ pub(super) fn cluster(settings: &Settings) -> Result<Cluster, Error> {
         bootstrap: bootstrap(settings, alone)?,
         timers: timers(settings)?,
         hold: required(settings, &keys::HOLD, values::duration)?,
+        max_clock_skew: max_clock_skew(settings)?,
     })
 }
 
@@ -224,6 +227,17 @@ fn bootstrap(settings: &Settings, alone: bool) -> Result<Bootstrap, Error> {
         None if alone => Ok(Bootstrap::Auto),
         None => Ok(Bootstrap::Explicit),
     }
+}
+
+/// A message may be a while on its way, and makes its sender's clock seem to be behind: less would be a false alarm.
+const CLOCK_SKEW_MIN: Duration = Duration::from_secs(1);
+
+fn max_clock_skew(settings: &Settings) -> Result<Duration, Error> {
+    let skew = required(settings, &keys::MAX_CLOCK_SKEW, values::duration)?;
+    if skew < CLOCK_SKEW_MIN {
+        return conflict("`databroker_max_clock_skew` must be at least 1s: messages between nodes take time as well");
+    }
+    Ok(skew)
 }
 
 fn timers(settings: &Settings) -> Result<Timers, Error> {

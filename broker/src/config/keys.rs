@@ -93,6 +93,8 @@ keys! {
     RAFT_ELECTION_TIMEOUT_MIN: key("databroker_raft_election_timeout_min", "How long the others wait for it at least.").defaults_to("300ms");
     RAFT_ELECTION_TIMEOUT_MAX: key("databroker_raft_election_timeout_max", "How long the others wait for it at most.").defaults_to("400ms");
     HOLD: key("hold", "How long a request waits while the cluster has no leader.").defaults_to("5s");
+    MAX_CLOCK_SKEW: key("databroker_max_clock_skew", "How far the clocks of two nodes may differ, or a clock from the store's time, before people are told and a leader that is ahead hands over.")
+        .defaults_to("5s");
     HEALTH_CHECK_ADDR: key("health_check_addr", "Address for /healthz, /readyz and /startupz over HTTP.").defaults_to("127.0.0.1:28080");
     METRICS_ADDRESS: key("metrics_address", "Address for /metrics over HTTP; beside the health checks if not given.");
     LOG_LEVEL: key("log_level", "What is logged: error, warn, info, debug, trace, or a filter such as `info,databroker::raft=debug`.")

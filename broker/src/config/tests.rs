@@ -115,6 +115,7 @@ fn half_a_cluster_is_an_error_that_says_what_to_do() {
         (&["a"], &["--databroker-raft-election-timeout-min=150ms"], "at least twice"),
         (&["a"], &["--databroker-raft-election-timeout-max=300ms"], "elect nobody"),
         (&["a"], &["--databroker-raft-heartbeat-interval=1ms"], "at least 10ms"),
+        (&["a"], &["--databroker-max-clock-skew=500ms"], "at least 1s"),
     ] {
         let text = error(cluster_of(ids, more));
         assert!(text.contains(part), "{text}");
@@ -134,6 +135,9 @@ fn a_cluster_waits_to_be_founded_and_listens_for_peers() {
     assert_eq!(cluster.advertised.as_ref().unwrap().raft_address, "h0:2");
     assert_eq!((cluster.name.as_str(), cluster.peer_files.as_ref()), ("databroker", None));
     assert_eq!(cluster.timers.election_min, Duration::from_millis(300));
+    assert_eq!(cluster.max_clock_skew, Duration::from_secs(5));
+    let patient = cluster_of(&["a", "b", "c"], &["--databroker-max-clock-skew=1m"]).unwrap().cluster;
+    assert_eq!(patient.max_clock_skew, Duration::from_secs(60));
 
     let flags = [
         "--databroker-cluster-node-id=a",

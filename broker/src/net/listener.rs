@@ -5,9 +5,10 @@
 //! Not here: what a request does.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,8 +55,14 @@ const HEADERS_BYTES_MAX: u32 = 16 << 10;
 /// After an error that accepting alone cannot get over, such as no free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Refused handshakes between two that people are told about: whoever can connect could fill the log.
+/// Time between two refused handshakes that people are told about: whoever can connect could fill the log.
 const NEWS_PAUSE: Duration = Duration::from_secs(1);
+
+/// The same for two of one reason from one address: a peer with a wrong certificate tries for as long as it has one.
+const SAME_NEWS_PAUSE: Duration = Duration::from_secs(60);
+
+/// Addresses with reasons that are remembered. With more, some are told of too often, once each `NEWS_PAUSE` at most.
+const NEWS_MAX: usize = 256;
 
 /// What is allowed on a port.
 #[derive(Clone, Debug)]
@@ -225,10 +232,17 @@ impl Connection {
         match self.closing.run_until_cancelled(timeout(HANDSHAKE_MAX, first)).await? {
             Ok(Ok(done)) => return Some(done),
             // Port checks connect and go; that is no news.
-            Ok(Err(error)) if self.bounds.refusals_are_news && refused(&error) && self.news.due() => {
-                tracing::warn!(?from, reason = %reason(&error), "refused a connection");
+            Ok(Err(error)) => {
+                let reason = reason(&error);
+                let is_news = self.bounds.refusals_are_news
+                    && refused(&error)
+                    && self.news.due(from.map(|from| from.ip()), &reason, Instant::now());
+                if is_news {
+                    tracing::warn!(?from, reason, "refused a connection");
+                } else {
+                    tracing::debug!(?from, reason, "a handshake failed");
+                }
             }
-            Ok(Err(error)) => tracing::debug!(?from, %error, "a handshake failed"),
             Err(_) => tracing::debug!(?from, "a handshake took too long"),
         }
         None
@@ -278,18 +292,33 @@ fn refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
 }
 
-/// Lets people hear of something at most once in [`NEWS_PAUSE`].
+/// Lets people hear of something at most once in [`NEWS_PAUSE`], and of the same at most once in [`SAME_NEWS_PAUSE`].
 #[derive(Default)]
-struct News(Mutex<Option<Instant>>);
+struct News(Mutex<Told>);
+
+#[derive(Default)]
+struct Told {
+    last: Option<Instant>,
+    of: HashMap<(Option<IpAddr>, String), Instant>,
+}
 
 impl News {
-    fn due(&self) -> bool {
-        let (now, mut last) = (Instant::now(), self.0.lock());
-        let due = last.is_none_or(|last| now.duration_since(last) >= NEWS_PAUSE);
-        if due {
-            *last = Some(now);
+    fn due(&self, from: Option<IpAddr>, reason: &str, now: Instant) -> bool {
+        let mut told = self.0.lock();
+        let is_over = |at: &Instant, pause| now.duration_since(*at) >= pause;
+        if !told.last.as_ref().is_none_or(|at| is_over(at, NEWS_PAUSE)) {
+            return false;
         }
-        due
+        told.of.retain(|_, at| !is_over(at, SAME_NEWS_PAUSE));
+        let what = (from, reason.to_owned());
+        if told.of.contains_key(&what) {
+            return false;
+        }
+        told.last = Some(now);
+        if told.of.len() < NEWS_MAX {
+            told.of.insert(what, now);
+        }
+        true
     }
 }
 
@@ -298,5 +327,32 @@ fn configure(socket: &TcpStream) {
     let configured = socket.set_nodelay(true).and_then(|()| SockRef::from(socket).set_tcp_keepalive(&keepalive));
     if let Err(error) = configured {
         tracing::debug!(%error, "cannot configure a connection");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_refusal_is_told_once_a_minute_and_any_once_a_second() {
+        let (news, began) = (News::default(), Instant::now());
+        let due = |seconds, from: u8, reason: &str| {
+            news.due(Some([127, 0, 0, from].into()), reason, began + Duration::from_secs(seconds))
+        };
+        assert!(due(0, 1, "a") && !due(0, 1, "b") && !due(0, 2, "a"));
+        assert!(!due(2, 1, "a") && due(2, 1, "b") && due(3, 2, "a"));
+        assert!(!due(59, 1, "a") && due(60, 1, "a") && !due(61, 1, "b") && due(62, 1, "b"));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (news, began) = (News::default(), Instant::now());
+        for number in 0..2 * NEWS_MAX as u64 {
+            // A day's worth in no time: none of them is over.
+            news.0.lock().last = None;
+            assert!(news.due(None, &number.to_string(), began));
+        }
+        assert_eq!(news.0.lock().of.len(), NEWS_MAX);
     }
 }

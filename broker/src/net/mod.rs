@@ -2,12 +2,15 @@
 //!
 //! Not here: who may do what, and what a request means.
 
+mod expiry;
 mod files;
 mod greeting;
 mod listener;
 mod pem;
 mod reason;
 
+pub use expiry::Certificates;
+pub(crate) use expiry::Shown;
 pub(crate) use files::watch_files;
 pub(crate) use listener::{Bounds, Caller, Listener, bind};
 pub(crate) use pem::{PemError, certificates, certified};

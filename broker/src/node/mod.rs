@@ -74,8 +74,9 @@ const REQUESTS_MAX: usize = 4096;
 /// Bytes of requests that may be under way at once. A single larger one may go alone.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
-/// How far a clock may be behind the store's time, or ahead of it, before people are told.
-pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
+/// How far a clock may be behind the store's time, or ahead of another's, before people are told; unless something else is
+/// configured.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5);
 
 /// Why a request could not be placed.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +139,7 @@ struct Shared<R: Runtime> {
     /// The newest command version of this build.
     knows: u32,
     hold: Duration,
+    max_clock_skew: Duration,
     clock: Arc<dyn Clock>,
     failure: Failure,
     observer: Arc<dyn Observer>,
@@ -410,6 +412,11 @@ impl<R: Runtime> Node<R> {
     pub fn clock_behind(&self) -> Duration {
         let store = self.shared.reader.progress().now_nanos;
         Duration::from_nanos(store.saturating_sub(self.clock().now_nanos()))
+    }
+
+    /// The same, if it is more than a clock may be behind.
+    pub fn clock_too_far_behind(&self) -> Option<Duration> {
+        Some(self.clock_behind()).filter(|behind| *behind > self.shared.max_clock_skew)
     }
 
     fn clock(&self) -> &dyn Clock {

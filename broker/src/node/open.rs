@@ -99,6 +99,8 @@ pub struct Options {
     pub retention: Retention,
     /// How long a request waits for a leader, or for room.
     pub hold: Duration,
+    /// How far clocks may differ before people are told, and a leader that is ahead hands over.
+    pub max_clock_skew: Duration,
     /// How long changes are kept.
     pub change_log_keep: Duration,
     /// How many bytes of changes are kept; `None`: a quarter of the volume, at most 1 GiB.
@@ -130,6 +132,7 @@ impl Options {
             timers: Timers::default(),
             retention: Retention::default(),
             hold: Duration::from_secs(5),
+            max_clock_skew: super::MAX_CLOCK_SKEW,
             change_log_keep: Duration::from_secs(3600),
             change_log_bytes_max: None,
             store: store::Options::default(),
@@ -204,6 +207,8 @@ pub struct Parts {
     pub founding: Option<Founding>,
     /// How long a request waits for a leader, or for room.
     pub hold: Duration,
+    /// How far clocks may differ before people are told, and a leader that is ahead hands over.
+    pub max_clock_skew: Duration,
     /// How long changes are kept.
     pub change_log: ChangeLog,
     /// What it knows of others.
@@ -233,7 +238,7 @@ impl<R: Runtime> Node<R> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
-        let Parts { replica, engines, member, founding, hold, change_log, peers } = parts;
+        let Parts { replica, engines, member, founding, hold, max_clock_skew, change_log, peers } = parts;
         let Peers { seeds, configured, free_space } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
@@ -252,6 +257,7 @@ impl<R: Runtime> Node<R> {
             log_engine: engines.log,
             knows,
             hold,
+            max_clock_skew,
             clock: clock.clone(),
             failure: failure.clone(),
             observer,
@@ -423,6 +429,7 @@ fn gather(
         member: options.member,
         founding: (options.bootstrap == Bootstrap::Auto).then(Founding::random),
         hold: options.hold,
+        max_clock_skew: options.max_clock_skew,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
         peers: Peers { seeds: options.seeds, configured: options.configured, free_space },
     })

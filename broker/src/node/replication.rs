@@ -124,10 +124,10 @@ impl<R: Runtime> Node<R> {
         clocks.into_iter().map(|(name, (_, ahead))| (name, ahead)).collect()
     }
 
-    /// Whose clocks differ from this node's by more than [`super::CLOCK_SKEW_MAX`], and how far they are ahead, in
+    /// Whose clocks differ from this node's by more than they may, and how far they are ahead, in
     /// milliseconds.
     pub fn clocks_differing(&self) -> BTreeMap<String, i64> {
-        clocks::differing(&self.clocks_ahead_millis())
+        clocks::differing(self.shared.max_clock_skew, &self.clocks_ahead_millis())
     }
 }
 

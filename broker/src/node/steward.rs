@@ -171,7 +171,7 @@ impl<R: Runtime> Node<R> {
         let voters: BTreeSet<u64> = self.shared.replica.members().voters.into_iter().flatten().collect();
         let others = self.shared.directory.clocks_ahead_millis(self.clock().now_nanos());
         let others = others.into_values().filter(|(node, _)| voters.contains(node)).collect();
-        clocks::ahead_of(voters.len(), &others)
+        clocks::ahead_of(self.shared.max_clock_skew, voters.len(), &others)
     }
 
     /// Lets new commands be used once all members understand them.

@@ -65,14 +65,14 @@ async fn look<R: Runtime>(node: &Node<R>, change_log: ChangeLog, last: Last) -> 
         return Last::default();
     }
     let now = node.clock().now_nanos();
-    let behind = node.clock_behind();
-    if behind > super::CLOCK_SKEW_MAX && !last.warned {
+    let behind = node.clock_too_far_behind();
+    if let Some(behind) = behind.filter(|_| !last.warned) {
         tracing::warn!(
             seconds = behind.as_secs(),
             "the clock is behind the store's time: leases, times to live and the registry stand still until it catches up"
         );
     }
-    let last = Last { warned: behind > super::CLOCK_SKEW_MAX, ..last };
+    let last = Last { warned: behind.is_some(), ..last };
     // A clock that was set back says nothing about how long ago the last sweep was.
     let set_back = last.at_nanos.is_some_and(|at| now < at);
     if !set_back && now < due_nanos(last, &node.reader().progress()) {

@@ -384,6 +384,7 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         member: Default::default(),
         founding: Some(founding),
         hold: Duration::from_secs(5),
+        max_clock_skew: MAX_CLOCK_SKEW,
         change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
         peers: Default::default(),
     })

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::PeerFiles,
     jwt::SharedKey,
-    net::{PemError, certificates, certified, watch_files},
+    net::{PemError, Shown, certificates, certified, watch_files},
 };
 
 /// Why there is nothing to show.
@@ -150,6 +150,12 @@ impl Material {
     /// Whom it shows.
     pub fn identity(&self) -> &Identity {
         &self.me
+    }
+
+    /// Gives the certificate that is shown now.
+    pub(crate) fn shown(&self) -> Shown {
+        let current = self.current.clone();
+        Arc::new(move || current.load().certified.clone())
     }
 
     pub(super) fn now(&self) -> Arc<Keys> {

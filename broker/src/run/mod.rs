@@ -96,7 +96,9 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     let node = Node::open(options).await?;
     // The folder is ours now: nobody else generates a secret in it at the same time.
     let (secrets, generated) = secrets(&config)?;
-    let server = Server::bind(&node, &config.grpc, &config.http, &secrets, &disk, closing.clone()).await?;
+    let certificates = way.certificates.clone();
+    let server =
+        Server::bind(&node, &config.grpc, &config.http, &secrets, &disk, certificates, closing.clone()).await?;
     let addresses = server.addresses();
     announce(&config, addresses, generated.as_deref())?;
 
@@ -150,6 +152,7 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
     };
     options.timers = timers(config.cluster.timers);
     options.hold = config.cluster.hold;
+    options.max_clock_skew = config.cluster.max_clock_skew;
     if let Some(discovery) = config.cluster.discovery.clone() {
         options.seeds = Arc::new(Discovered(discovery));
     }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{self, Secrets},
+    net::Certificates,
     node::{self, HandoverError, Node, Seeds},
     peer::{
         self, Admin, AdminError, BindError, Chunks, PeerName, Peers, Refused, Socket, SocketError,
@@ -55,13 +56,15 @@ pub enum Error {
 pub(super) struct Way {
     pub(super) transport: Arc<dyn Transport>,
     server: Option<peer::Server>,
+    /// Those that the peers' port shows.
+    pub(super) certificates: Certificates,
 }
 
 impl Way {
     /// Opens the peers' port, if there are to be peers.
     pub(super) async fn open(cluster: &config::Cluster, secrets: &Secrets) -> Result<Self, Error> {
         let Some(address) = cluster.raft_bind_address else {
-            return Ok(Self { transport: Arc::new(NoPeers), server: None });
+            return Ok(Self { transport: Arc::new(NoPeers), server: None, certificates: Certificates::default() });
         };
         let me = Identity::node(&cluster.name, cluster.node.as_deref().unwrap_or_default());
         let material = match &cluster.peer_files {
@@ -77,9 +80,11 @@ impl Way {
                 material
             }
         };
+        let mut certificates = Certificates::default();
+        certificates.add("peers", material.shown());
         let server = peer::Server::bind(address, &material).await?;
         let client = peer::Client::new(material, Handle::current());
-        Ok(Self { transport: Arc::new(client), server: Some(server) })
+        Ok(Self { transport: Arc::new(client), server: Some(server), certificates })
     }
 
     /// Serves peers and operators until told to stop.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use crate::node::{self, CLOCK_SKEW_MAX, Node};
+use crate::node::{self, Node};
 
 /// How long a check waits for the node before it says no. Probes give up after a second by default.
 const PROBE_MAX: Duration = Duration::from_millis(800);
@@ -96,13 +96,13 @@ async fn ready(State(pages): State<Pages>) -> Response {
         return no("the broker is shutting down");
     }
     match timeout(PROBE_MAX, pages.node.fence()).await {
-        Ok(Ok(_)) => match pages.node.clock_behind() {
-            behind if behind > CLOCK_SKEW_MAX => {
+        Ok(Ok(_)) => match pages.node.clock_too_far_behind() {
+            Some(behind) => {
                 let seconds = behind.as_secs();
                 format!("ready, but the clock is {seconds} s behind the store's time: nothing expires\n")
                     .into_response()
             }
-            _ => format!("ready{}\n", clocks(&pages.node.clocks_differing())).into_response(),
+            None => format!("ready{}\n", clocks(&pages.node.clocks_differing())).into_response(),
         },
         Ok(Err(error)) => no(error),
         Err(_) => no("the node cannot answer reads now"),

@@ -30,7 +30,7 @@ use tonic::Code;
 mod replication;
 
 use super::streams::Streams;
-use crate::{node::Node, raft};
+use crate::{net::Certificates, node::Node, raft};
 
 /// The methods that are told apart, as paths.
 const METHODS: &[&str] = &[
@@ -222,7 +222,13 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(calls: Calls, disk: &DiskTimes, node: Node, streams: Streams) -> Self {
+    pub(super) fn new(
+        calls: Calls,
+        disk: &DiskTimes,
+        node: Node,
+        streams: Streams,
+        certificates: Certificates,
+    ) -> Self {
         let mut registry = Registry::with_prefix("databroker");
         let tokens_refused = Counter::default();
         registry.register("grpc_tokens_refused", "Requests without a good token", tokens_refused.clone());
@@ -232,6 +238,7 @@ impl Metrics {
         registry.register("build", "The running release", version);
         registry.register_collector(Box::new(CallCollector(calls)));
         registry.register_collector(Box::new(NodeCollector { node, streams }));
+        registry.register_collector(Box::new(CertificateCollector(certificates)));
         Self { registry, tokens_refused }
     }
 
@@ -272,6 +279,26 @@ fn bytes_on_disk(folder: &Path) -> u64 {
         Err(_) => 0,
     };
     entries.filter_map(Result::ok).map(size).sum()
+}
+
+struct CertificateCollector(Certificates);
+
+impl fmt::Debug for CertificateCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CertificateCollector")
+    }
+}
+
+impl Collector for CertificateCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(0i64).metric_type();
+        let help = "When the certificate that a port shows ends, in seconds since the Unix epoch";
+        let mut ends = encoder.encode_descriptor("certificate_expiry_timestamp_seconds", help, None, gauge)?;
+        for (port, validity) in self.0.validities() {
+            ConstGauge::new(validity.ends).encode(ends.encode_family(&[("port", port)])?)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

@@ -43,6 +43,7 @@ use tonic::{body::Body, service::Routes};
 use tonic_health::pb::health_server::HealthServer;
 use tower::{Service, ServiceBuilder};
 
+pub use crate::net::Certificates;
 use crate::{
     config::{Grpc, Http, Limits, Secrets},
     net::{self, Bounds, Listener},
@@ -103,6 +104,7 @@ pub struct Server {
     intake: IntakeLayer,
     pages: Vec<(TcpListener, Router)>,
     addresses: Addresses,
+    certificates: Certificates,
     closing: CancellationToken,
 }
 
@@ -118,7 +120,7 @@ pub struct Addresses {
 }
 
 impl Server {
-    /// Opens the ports. `closing` is how the server is told to stop.
+    /// Opens the ports. `certificates` are those that other ports show; `closing` is how the server is told to stop.
     ///
     /// # Errors
     /// When a port, a key or a certificate cannot be had.
@@ -128,10 +130,14 @@ impl Server {
         http: &Http,
         secrets: &Secrets,
         disk: &DiskTimes,
+        mut certificates: Certificates,
         closing: CancellationToken,
     ) -> Result<Self, Error> {
         let keys = auth::Keys::load(secrets)?;
-        let tls = grpc.tls.as_ref().map(tls::server_config).transpose()?;
+        let (tls, shown) = grpc.tls.as_ref().map(tls::server_config).transpose()?.unzip();
+        if let Some(shown) = shown {
+            certificates.add("grpc", shown);
+        }
         let failed = |what, address| move |source| Error::Bind { what, address, source };
         let listening = Listener::bind(grpc.address, tls, bounds(&grpc.limits)).await;
         let listener = listening.map_err(failed("gRPC", grpc.address))?;
@@ -141,7 +147,7 @@ impl Server {
             stalled_max: grpc.limits.stalled_max,
         });
         let calls = Calls::default();
-        let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone()));
+        let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone(), certificates.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
         let pages = Pages { node: node.clone(), closing: closing.clone(), metrics, watchdog: Arc::default() };
         let edge = Edge::new(node.clone(), streams, closing.clone());
@@ -159,6 +165,7 @@ impl Server {
             intake,
             pages,
             addresses,
+            certificates,
             closing,
         })
     }
@@ -170,12 +177,14 @@ impl Server {
 
     /// Serves until told to stop, and until every request under way has ended. The HTTP side answers to the last.
     pub async fn serve(self) {
-        let pages: Vec<_> = self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
+        let mut beside: Vec<_> =
+            self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
+        beside.push(tokio::spawn(self.certificates.tell()));
         let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
         let service = layered(self.routes, calls, self.auth, self.mode, self.intake);
         self.grpc.serve(move |_| service.clone(), self.closing).await;
-        for page in pages {
-            page.abort();
+        for task in beside {
+            task.abort();
         }
     }
 }

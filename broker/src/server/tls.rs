@@ -14,7 +14,7 @@ use rustls::{
 
 use crate::{
     config::TlsFiles,
-    net::{PemError, certified, watch_files},
+    net::{PemError, Shown, certified, watch_files},
 };
 
 /// Why there is no TLS.
@@ -28,11 +28,11 @@ pub enum Error {
     Setup(rustls::Error),
 }
 
-/// The configuration of the listener. The files are read again when they change; open connections stay as they are.
+/// The configuration of the listener, and what it shows. The files are read again when they change; open connections stay as they are.
 ///
 /// # Errors
 /// When the files cannot be used now. Later such an error is logged, and the certificate stays.
-pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
+pub(super) fn server_config(files: &TlsFiles) -> Result<(Arc<ServerConfig>, Shown), Error> {
     let provider = Arc::new(ring::default_provider());
     let current = Arc::new(ArcSwap::from_pointee(load(files, &provider)?));
     let (weak, again, with) = (Arc::downgrade(&current), files.clone(), provider.clone());
@@ -45,9 +45,9 @@ pub(super) fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error
         .with_safe_default_protocol_versions()
         .map_err(Error::Setup)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Current(current)));
+        .with_cert_resolver(Arc::new(Current(current.clone())));
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), Arc::new(move || current.load_full())))
 }
 
 /// Says whether the files can be used now.
@@ -94,7 +94,7 @@ mod tests {
         let files = files(&folder);
         assert!(matches!(server_config(&files), Err(Error::Files(PemError::Read { what: "a certificate", .. }))));
         write_pair(&files);
-        assert_eq!(server_config(&files).unwrap().alpn_protocols, [b"h2"]);
+        assert_eq!(server_config(&files).unwrap().0.alpn_protocols, [b"h2"]);
         let other = TlsFiles { certificate: folder.path().join("other.pem"), ..files.clone() };
         write_pair(&other);
         assert!(server_config(&other).is_ok());

@@ -7,7 +7,10 @@ use std::{
 
 use rand::RngExt as _;
 
-use crate::{rounds, seeded, trial::Trial};
+use crate::{
+    rounds, seeded,
+    trial::{HANDED_OVER, KILLED, Trial},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_costs_no_acknowledged_write_and_no_streams_place() {
@@ -22,7 +25,7 @@ async fn a_killed_leader_costs_no_acknowledged_write_and_no_streams_place() {
         trial.cluster.spawn(leader);
         trial.heal().await;
     }
-    trial.judge_gaps("leader killed").await;
+    trial.judge_gaps("leader killed", KILLED).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,6 +147,6 @@ async fn a_leader_that_is_stopped_hands_over_and_no_call_fails() {
         trial.cluster.spawn(leader);
         trial.heal().await;
     }
-    let told = trial.judge("leader stopped").await;
+    let told = trial.judge_gaps("leader stopped", HANDED_OVER).await;
     assert_eq!(told.failed.load(Relaxed), 0, "calls failed");
 }

@@ -6,7 +6,7 @@ use databroker::{
     config::{Grpc, Http, Limits, Secret, Secrets, TlsFiles},
     jwt::{METADATA_KEY, SharedKey, Signer},
     node::{self, Node},
-    server::{Addresses, DiskTimes, Server},
+    server::{Addresses, Certificates, DiskTimes, Server},
     store::command::Kind,
 };
 use databroker_proto::{
@@ -94,7 +94,8 @@ impl Broker {
         let secrets = Secrets { current: Some(Secret::Given(key())), previous: None };
         let closing = CancellationToken::new();
         let disk = DiskTimes::default();
-        let server = Server::bind(&node, &grpc, &http, &secrets, &disk, closing.clone()).await.unwrap();
+        let certificates = Certificates::default();
+        let server = Server::bind(&node, &grpc, &http, &secrets, &disk, certificates, closing.clone()).await.unwrap();
         let addresses = server.addresses();
         Self { addresses, closing, serving: tokio::spawn(server.serve()), node }
     }

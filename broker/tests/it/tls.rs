@@ -9,7 +9,10 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error},
 };
 
-use crate::broker::{Broker, Options, Token, soon};
+use crate::{
+    broker::{Broker, Options, Token, soon},
+    services::http_get,
+};
 
 /// Writes a new pair, and returns its certificate.
 fn new_pair(files: &TlsFiles) -> String {
@@ -34,6 +37,10 @@ async fn a_new_certificate_is_shown_to_new_connections_and_old_ones_stay() {
     let old = connect(&broker, &first).await.unwrap();
     let mut client = DataBrokerServiceClient::new(InterceptedService::new(old, Token));
     client.server_info(()).await.unwrap();
+    // What rcgen gives where nothing is said: the year 4096.
+    let ends = "databroker_certificate_expiry_timestamp_seconds{port=\"grpc\"} 67090118400\n";
+    let metrics = http_get(&broker, "metrics").await;
+    assert!(metrics.contains(ends), "{metrics}");
 
     let second = new_pair(&files);
     let shown = async {

@@ -223,6 +223,7 @@ impl Cluster {
             member: member(host),
             founding,
             hold: HOLD,
+            max_clock_skew: databroker::node::MAX_CLOCK_SKEW,
             change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 30 },
             peers: Peers { seeds: Arc::new(AllHosts(self.hosts.len())), ..Peers::default() },
         })
