@@ -1,0 +1,291 @@
+//! When a `Databroker` is visited: when it changes, when something of it does, and again after a while. The only file that
+//! knows kube's runtime, and the Lease that one replica of the operator holds.
+
+use std::{
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, WatchStreamExt as _,
+        controller::{self, Action},
+        events::{Recorder, Reporter},
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use kube_lease_manager::LeaseManagerBuilder;
+use rand::RngExt as _;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::Databroker,
+    config::Config,
+    context::{Caches, Context},
+    metrics::{self, Metrics},
+    reconcile::{self, validate::Names},
+    resources::meta,
+};
+
+/// Objects that the operator has made.
+const OURS: &str = "app.kubernetes.io/managed-by=databroker-operator";
+
+/// Visits at a time: each waits for brokers most of its time.
+const CONCURRENCY: u16 = 8;
+/// Changes within this are one: an apply makes several.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// After an error, at first; twice as long after each that follows would need a memory: this is often enough.
+const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// How long the Lease is good without being renewed, and how long before its end it is, in seconds.
+const LEASE_SECONDS: u64 = 15;
+const LEASE_GRACE_SECONDS: u64 = 5;
+
+/// The Lease.
+const LEASE: &str = "databroker-operator";
+
+/// Why the operator ends other than as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No API server.
+    #[error("cannot find an API server: {0}")]
+    Client(#[source] kube::Error),
+    /// No configuration to find one.
+    #[error("cannot find out where the API server is: {0}")]
+    Infer(#[source] kube::config::InferConfigError),
+    /// The port of metrics.
+    #[error("cannot serve metrics on {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Lease.
+    #[error("cannot take part in the election of a replica: {0}")]
+    Lease(#[source] kube_lease_manager::LeaseManagerError),
+    /// Another replica may work now.
+    #[error("the Lease was lost: another replica goes on")]
+    LeaseLost,
+}
+
+type Guarded = DeserializeGuard<Databroker>;
+
+/// Runs until `stop`, or until the Lease is lost.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::default());
+    let address = config.metrics_address;
+    let pages = tokio::spawn(metrics::serve(address, metrics.clone()));
+    let client_config = kube::Config::infer().await.map_err(Error::Infer)?;
+    let client = Client::try_from(client_config).map_err(Error::Client)?;
+    client.apiserver_version().await.map_err(Error::Client)?;
+    metrics.ready();
+
+    let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
+        .with_namespace(&config.namespace)
+        .with_identity(&config.identity)
+        .with_duration(LEASE_SECONDS)
+        .with_grace(LEASE_GRACE_SECONDS)
+        .build()
+        .await
+        .map_err(Error::Lease)?;
+    let (mut held, keeping) = manager.watch().await;
+    tracing::info!(identity = config.identity, "waiting for the Lease");
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        served = pages => Err(Error::Metrics { address, source: served.err().map_or_else(|| std::io::ErrorKind::AddrInUse.into(), std::io::Error::other) }),
+        ended = async {
+            while !*held.borrow_and_update() {
+                if held.changed().await.is_err() {
+                    return Err(Error::LeaseLost);
+                }
+            }
+            metrics.lead(true);
+            tracing::info!("this replica works");
+            tokio::select! {
+                () = work(client, &config, metrics.clone(), stop.clone()) => Ok(()),
+                // Whoever lost it must not work a moment longer.
+                () = lost(&mut held) => Err(Error::LeaseLost),
+            }
+        } => ended,
+    };
+    metrics.lead(false);
+    // Given back, so that the next need not wait.
+    drop(held);
+    let _ = tokio::time::timeout(Duration::from_secs(3), keeping).await;
+    ended
+}
+
+async fn lost(held: &mut tokio::sync::watch::Receiver<bool>) {
+    while *held.borrow_and_update() {
+        if held.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A cache of what has our label, and the news of it.
+fn cached<K>(
+    client: &Client,
+    config: &Config,
+) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + Send + use<K>)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let api: Api<K> = scoped(client, config);
+    let (reader, writer) = reflector::store();
+    let news = watcher(api, watcher::Config::default().labels(OURS))
+        .default_backoff()
+        // Half of what an object takes, and nobody reads it.
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .reflect(writer)
+        .touched_objects();
+    (reader, news)
+}
+
+fn scoped<K>(client: &Client, config: &Config) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match &config.watch_namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// The `Databroker` that an object of ours belongs to, by its labels: volumes and pods have other owners, and Secrets may
+/// have none.
+fn belongs<K: Resource<DynamicType = ()>>(object: K) -> Option<ObjectRef<Guarded>> {
+    let name = object.labels().get("app.kubernetes.io/instance")?;
+    Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+async fn work(client: Client, config: &Config, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let (statefulsets, statefulset_news) = cached::<StatefulSet>(&client, config);
+    let (pods, pod_news) = cached::<Pod>(&client, config);
+    let (claims, claim_news) = cached::<PersistentVolumeClaim>(&client, config);
+    let (secrets, secret_news) = cached::<Secret>(&client, config);
+    let (config_maps, config_map_news) = cached::<ConfigMap>(&client, config);
+    let (services, service_news) = cached::<Service>(&client, config);
+    let (service_accounts, service_account_news) = cached::<ServiceAccount>(&client, config);
+    let (pdbs, pdb_news) = cached::<PodDisruptionBudget>(&client, config);
+    let (network_policies, network_policy_news) = cached::<NetworkPolicy>(&client, config);
+    let reporter = Reporter { controller: meta::MANAGER.into(), instance: Some(config.identity.clone()) };
+    let caches =
+        Caches { statefulsets, pods, claims, secrets, config_maps, services, service_accounts, pdbs, network_policies };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        caches,
+        names: Names { namespace: config.namespace.clone(), default_image: config.default_image.clone() },
+        metrics,
+        client: client.clone(),
+    });
+    let main: Api<Guarded> = scoped(&client, config);
+    Controller::new(main, watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
+        .watches_stream(statefulset_news, belongs)
+        .watches_stream(pod_news, belongs)
+        .watches_stream(claim_news, belongs)
+        .watches_stream(secret_news, belongs)
+        .watches_stream(config_map_news, belongs)
+        .watches_stream(service_news, belongs)
+        .watches_stream(service_account_news, belongs)
+        .watches_stream(pdb_news, belongs)
+        .watches_stream(network_policy_news, belongs)
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(visit, after_error, context)
+        .for_each(|visited| async move {
+            if let Err(error) = visited {
+                tracing::debug!(%error, "a visit ended with an error");
+            }
+        })
+        .await;
+}
+
+async fn visit(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, reconcile::Error> {
+    let object = match &object.0 {
+        Ok(object) => Arc::new(object.clone()),
+        Err(invalid) => {
+            // The API server would not store it; an older definition may have. The next change is waited for.
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            tracing::warn!(name, error = %invalid.error, "a Databroker cannot be read");
+            return Ok(Action::await_change());
+        }
+    };
+    for ready in caches_ready(&context.caches) {
+        if !ready.await {
+            return Ok(Action::requeue(Duration::from_secs(1)));
+        }
+    }
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let began = Instant::now();
+    let visited = reconcile::reconcile(object, &context).await;
+    context.metrics.reconciled(began.elapsed(), visited.is_err());
+    match visited {
+        Ok(again) => Ok(Action::requeue(spread(again))),
+        Err(error) => {
+            tracing::warn!(%error, name, namespace, "a Databroker could not be reconciled: it is tried again");
+            Err(error)
+        }
+    }
+}
+
+/// Whether all caches have been filled: before, everything would seem to be missing.
+fn caches_ready(caches: &Caches) -> Vec<futures::future::BoxFuture<'_, bool>> {
+    let Caches { statefulsets, pods, claims, secrets, config_maps, services, service_accounts, pdbs, network_policies } =
+        caches;
+    vec![
+        filled(statefulsets),
+        filled(pods),
+        filled(claims),
+        filled(secrets),
+        filled(config_maps),
+        filled(services),
+        filled(service_accounts),
+        filled(pdbs),
+        filled(network_policies),
+    ]
+}
+
+fn filled<K>(store: &Store<K>) -> futures::future::BoxFuture<'_, bool>
+where
+    K: Resource<DynamicType: Eq + Hash + Clone> + Clone + Send + Sync + 'static,
+{
+    Box::pin(async {
+        let ready = tokio::time::timeout(Duration::from_secs(10), store.wait_until_ready()).await;
+        matches!(ready, Ok(Ok(())))
+    })
+}
+
+/// A little earlier or later, so that many are not visited at once.
+fn spread(duration: Duration) -> Duration {
+    duration.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+fn after_error(_: Arc<Guarded>, _: &reconcile::Error, _: Arc<Context>) -> Action {
+    Action::requeue(spread(AFTER_ERROR))
+}

@@ -1,0 +1,276 @@
+//! What is there: from the caches, and from the brokers themselves. Reads, and decides nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use databroker_proto::internal::{MemberStatus, StatusReply, member_status::Role};
+use futures::future::join_all;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{PersistentVolumeClaim, Pod, Secret},
+};
+use kube::{Api, Resource, ResourceExt as _, api::ListParams, runtime::reflector::Store};
+
+use super::{
+    plan::{Broker, Cluster, Member, Pod as SeenPod, Record, Retired, Seen, Volume},
+    validate::Valid,
+};
+use crate::{
+    brokers::{self, Address},
+    context::{Caches, CallError, Context, call},
+    resources::{
+        meta, pod,
+        secrets::{Admin, Found},
+    },
+};
+
+/// What Kubernetes has.
+#[derive(Clone, Debug, Default)]
+pub struct There {
+    /// The StatefulSet.
+    pub statefulset: Option<StatefulSet>,
+    /// Pods, by ordinal.
+    pub pods: BTreeMap<u32, Pod>,
+    /// Claims, by ordinal.
+    pub claims: BTreeMap<u32, PersistentVolumeClaim>,
+    /// The data of Secrets, by name.
+    pub secrets: Found,
+}
+
+/// What brokers answered, by ordinal.
+pub type Answers = BTreeMap<u32, StatusReply>;
+
+/// What the caches have of one `Databroker`.
+pub fn there(caches: &Caches, valid: &Valid) -> There {
+    let own = |object: &dyn Labelled| {
+        object.namespace_text() == Some(valid.namespace.as_str())
+            && object.label("app.kubernetes.io/instance") == Some(valid.name.as_str())
+            && object.label("app.kubernetes.io/name") == Some("databroker")
+    };
+    let ordinal = |text: &str| meta::ordinal(&valid.name, text);
+    let pods = list(&caches.pods, own).into_iter();
+    let claims = list(&caches.claims, own).into_iter();
+    let claimed = |claim: &PersistentVolumeClaim| ordinal(claim.name_any().strip_prefix("data-")?);
+    let secrets = list(&caches.secrets, own).into_iter();
+    There {
+        statefulset: list(&caches.statefulsets, own).into_iter().find(|set| set.name_any() == valid.name),
+        pods: pods.filter_map(|pod| Some((ordinal(&pod.name_any())?, pod))).collect(),
+        claims: claims.filter_map(|claim| Some((claimed(&claim)?, claim))).collect(),
+        secrets: secrets.map(|secret: Secret| (secret.name_any(), secret.data.unwrap_or_default())).collect(),
+    }
+}
+
+/// The same from the API server itself, for what must not be decided on what is a little old. Secrets are taken as given.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn fresh(context: &Context, valid: &Valid, secrets: Found) -> Result<There, CallError> {
+    let (client, namespace) = (&context.client, &valid.namespace);
+    let own = ListParams::default().labels(&meta::selector_text(&valid.name));
+    let statefulsets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let ordinal = |text: &str| meta::ordinal(&valid.name, text);
+    let claimed = |claim: &PersistentVolumeClaim| ordinal(claim.name_any().strip_prefix("data-")?);
+    let pods = call(pods.list(&own)).await?.items.into_iter();
+    let claims = call(claims.list(&own)).await?.items.into_iter();
+    Ok(There {
+        statefulset: call(statefulsets.get_opt(&valid.name)).await?,
+        pods: pods.filter_map(|pod| Some((ordinal(&pod.name_any())?, pod))).collect(),
+        claims: claims.filter_map(|claim| Some((claimed(&claim)?, claim))).collect(),
+        secrets,
+    })
+}
+
+/// What all objects have.
+trait Labelled {
+    fn namespace_text(&self) -> Option<&str>;
+    fn label(&self, key: &str) -> Option<&str>;
+}
+
+impl<K: Resource> Labelled for K {
+    fn namespace_text(&self) -> Option<&str> {
+        self.meta().namespace.as_deref()
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.meta().labels.as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+fn list<K>(store: &Store<K>, own: impl Fn(&dyn Labelled) -> bool) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store.state().iter().filter(|object| own(object.as_ref())).map(|object| K::clone(object)).collect()
+}
+
+/// Where the brokers are that may answer.
+pub fn addresses(there: &There, valid: &Valid) -> BTreeMap<u32, Address> {
+    let address = |ordinal: u32, pod: &Pod| {
+        let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+        is_running(pod).then(|| Address { ip, host: meta::host(valid, ordinal) })
+    };
+    there.pods.iter().filter_map(|(ordinal, pod)| Some((*ordinal, address(*ordinal, pod)?))).collect()
+}
+
+/// Asks all of them at once.
+pub async fn ask(addresses: &BTreeMap<u32, Address>, admin: &Admin) -> Answers {
+    let asked = addresses.iter().map(|(ordinal, address)| async move {
+        match brokers::status(address, admin).await {
+            Ok(answer) => Some((*ordinal, answer)),
+            Err(error) => {
+                tracing::debug!(%error, "a broker does not answer");
+                None
+            }
+        }
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// What the planner gets to see.
+pub fn seen(there: &There, answers: &Answers, record: Record, valid: &Valid) -> Seen {
+    let set = there.statefulset.as_ref();
+    let spec = set.and_then(|set| set.spec.as_ref());
+    let brokers = answers.iter().map(|(ordinal, answer)| (*ordinal, broker(answer)));
+    let leader = answers.iter().find(|(_, answer)| !answer.leader.is_empty() && answer.leader == answer.answered_by);
+    Seen {
+        record,
+        pods_wanted: spec.map(|spec| spec.replicas.and_then(|replicas| u32::try_from(replicas).ok()).unwrap_or(1)),
+        update_revision: set.and_then(update_revision),
+        pods: there.pods.iter().map(|(ordinal, pod)| (*ordinal, seen_pod(pod))).collect(),
+        volumes: there.claims.iter().map(|(ordinal, claim)| (*ordinal, volume(claim))).collect(),
+        brokers: brokers.collect(),
+        cluster: leader.map(|(ordinal, answer)| cluster(*ordinal, answer, valid)),
+    }
+}
+
+/// The revision that pods are to have, once the controller has looked at the last change.
+fn update_revision(set: &StatefulSet) -> Option<String> {
+    let status = set.status.as_ref()?;
+    (status.observed_generation == set.metadata.generation).then(|| status.update_revision.clone())?
+}
+
+fn seen_pod(pod: &Pod) -> SeenPod {
+    let condition = |wanted: &str| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        conditions.iter().find(|condition| condition.type_ == wanted)
+    };
+    SeenPod {
+        uid: pod.uid().unwrap_or_default(),
+        revision: pod.labels().get("controller-revision-hash").cloned(),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        running: is_running(pod),
+        ready: condition("Ready").is_some_and(|ready| ready.status == "True"),
+        // What the controller of nodes says of pods whose node does not answer.
+        unreachable: condition("Ready").is_some_and(|ready| ready.reason.as_deref() == Some("NodeStatusUnknown"))
+            || pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost"),
+    }
+}
+
+fn is_running(pod: &Pod) -> bool {
+    let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let own = containers.into_iter().flatten().find(|container| container.name == pod::CONTAINER);
+    own.and_then(|container| container.state.as_ref()).is_some_and(|state| state.running.is_some())
+}
+
+fn volume(claim: &PersistentVolumeClaim) -> Volume {
+    let mark = claim.annotations().get(meta::RETIRED_ANNOTATION);
+    Volume {
+        uid: claim.uid().unwrap_or_default(),
+        // A mark that cannot be read is a mark.
+        retired: mark.map(|node| u64::from_str_radix(node, 16).unwrap_or(u64::MAX)),
+        terminating: claim.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+fn broker(answer: &StatusReply) -> Broker {
+    Broker {
+        cluster_id: (!answer.cluster_id.is_empty()).then(|| answer.cluster_id.clone()),
+        node: itself(answer).map(|member| member.node),
+    }
+}
+
+/// What a broker says of itself. One that comes with a new disk knows of a member of its name that is not reachable: the
+/// old disk. One that was removed does not speak of itself.
+pub fn itself(answer: &StatusReply) -> Option<&MemberStatus> {
+    answer.members.iter().find(|member| member.name == answer.answered_by && member.reachable)
+}
+
+fn cluster(leader: u32, answer: &StatusReply, valid: &Valid) -> Cluster {
+    let ordinal = |name: &str| meta::ordinal(&valid.name, name);
+    let shape: Option<BTreeSet<u32>> = answer.shape.iter().map(|member| ordinal(&member.name)).collect();
+    let member = |member: &MemberStatus| {
+        let votes = matches!(member.role(), Role::Leader | Role::Voter);
+        (votes || member.role() == Role::Learner).then(|| Member {
+            // A member of another name is none of ours, and is removed with the next shape.
+            ordinal: ordinal(&member.name).unwrap_or(u32::MAX),
+            node: member.node,
+            votes,
+            caught_up: member.caught_up && member.reachable,
+            may_stop: member.may_stop,
+        })
+    };
+    let retired = answer.retired.iter().filter_map(|retired| {
+        Some(Retired { ordinal: ordinal(&retired.name)?, node: retired.node, confirmed: retired.confirmed })
+    });
+    Cluster {
+        leader,
+        generation: answer.shape_generation,
+        shape,
+        settled: answer.next_step.is_empty(),
+        members: answer.members.iter().filter_map(member).collect(),
+        retired: retired.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::reconcile::validate::tests::valid;
+
+    #[test]
+    fn a_pod_is_read_as_kubernetes_writes_it() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "main-0", "uid": "u", "labels": {"controller-revision-hash": "main-7"}},
+            "status": {
+                "podIP": "10.0.0.7",
+                "conditions": [{"type": "Ready", "status": "False", "reason": "NodeStatusUnknown"}],
+                "containerStatuses": [{"name": "databroker", "ready": true, "restartCount": 0, "image": "i",
+                    "imageID": "", "state": {"running": {"startedAt": "2026-11-20T00:00:00Z"}}}],
+            },
+        }))
+        .unwrap();
+        let seen = seen_pod(&pod);
+        assert_eq!(seen.revision.as_deref(), Some("main-7"));
+        assert!(seen.running && seen.unreachable && !seen.ready && !seen.terminating);
+        let there = There { pods: [(0, pod)].into(), ..There::default() };
+        assert_eq!(addresses(&there, &valid(json!({})))[&0].host, "main-0.main-headless.access.svc");
+    }
+
+    #[test]
+    fn a_revision_counts_once_the_controller_has_seen_the_last_change() {
+        let set = |observed| -> StatefulSet {
+            serde_json::from_value(json!({
+                "metadata": {"generation": 4},
+                "status": {"replicas": 3, "observedGeneration": observed, "updateRevision": "main-8"},
+            }))
+            .unwrap()
+        };
+        assert_eq!(update_revision(&set(4)).as_deref(), Some("main-8"));
+        assert_eq!(update_revision(&set(3)), None);
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_read_is_a_mark() {
+        let claim = |mark: &str| -> PersistentVolumeClaim {
+            serde_json::from_value(json!({"metadata": {"annotations": {meta::RETIRED_ANNOTATION: mark}}})).unwrap()
+        };
+        assert_eq!(volume(&claim("00000000000000ff")).retired, Some(255));
+        assert_eq!(volume(&claim("?")).retired, Some(u64::MAX));
+    }
+}

@@ -1,0 +1,172 @@
+//! What the status says of clusters in various states.
+
+use databroker_proto::internal::{MemberStatus, StatusReply, member_status::Role};
+use serde_json::json;
+
+use super::*;
+use crate::reconcile::{
+    observe::seen,
+    plan::{Record, plan},
+    validate::tests::valid,
+};
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn answer(name: &str, leader: &str, term: u64) -> StatusReply {
+    let member = |ordinal: u32| {
+        let name = format!("main-{ordinal}");
+        MemberStatus {
+            node: u64::from(ordinal) + 100,
+            role: if name == leader { Role::Leader.into() } else { Role::Voter.into() },
+            reachable: true,
+            caught_up: true,
+            may_stop: true,
+            version: "0.1.0".into(),
+            name,
+            ..MemberStatus::default()
+        }
+    };
+    StatusReply {
+        cluster_id: "c".into(),
+        answered_by: name.into(),
+        leader: leader.into(),
+        term,
+        shape_generation: 1,
+        shape: (0..3)
+            .map(|ordinal| databroker_proto::internal::ShapeMember {
+                name: format!("main-{ordinal}"),
+                ..Default::default()
+            })
+            .collect(),
+        members: (0..3).map(member).collect(),
+        ..StatusReply::default()
+    }
+}
+
+fn there(ready: bool) -> There {
+    let pod = |ordinal: u32| -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("main-{ordinal}"), "uid": "u", "labels": {"controller-revision-hash": "main-1"}},
+            "status": {
+                "podIP": "10.0.0.7",
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+                "containerStatuses": [{"name": "databroker", "ready": ready, "restartCount": 0, "image": "i",
+                    "imageID": "", "state": {"running": {"startedAt": "2026-11-20T00:00:00Z"}}}],
+            },
+        }))
+        .unwrap()
+    };
+    let claim =
+        || serde_json::from_value(json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}})).unwrap();
+    There {
+        statefulset: serde_json::from_value(json!({
+            "metadata": {"name": "main", "generation": 1},
+            "spec": {"replicas": 3, "selector": {}, "serviceName": "main-headless", "template": {}},
+            "status": {"replicas": 3, "readyReplicas": 3, "observedGeneration": 1, "updateRevision": "main-1", "currentRevision": "main-1"},
+        }))
+        .unwrap(),
+        pods: (0..3).map(|ordinal| (ordinal, pod(ordinal))).collect(),
+        claims: (0..3).map(|ordinal| (ordinal, claim())).collect(),
+        ..There::default()
+    }
+}
+
+/// The status of a founded cluster, after these answers.
+fn told(answers: &Answers, there: &There, spec: serde_json::Value, old: Option<&DatabrokerStatus>) -> DatabrokerStatus {
+    let valid = valid(spec);
+    let record = Record { bootstrapped: true, cluster_id: Some("c".into()) };
+    let seen = seen(there, answers, record, &valid);
+    let plan = plan(valid.wanted(), &seen);
+    let done = Done::default();
+    let visit = Visit {
+        valid: &valid,
+        there,
+        answers,
+        seen: &seen,
+        plan: &plan,
+        done: &done,
+        not_after: Some(now()),
+        failure: None,
+    };
+    compute(&visit, old, now())
+}
+
+fn all(leader: &str, term: u64) -> Answers {
+    (0..3).map(|ordinal| (ordinal, answer(&format!("main-{ordinal}"), leader, term))).collect()
+}
+
+fn condition(status: &DatabrokerStatus, kind: ConditionType) -> (String, String) {
+    let found = status.conditions.iter().find(|condition| condition.type_ == kind.to_string()).unwrap();
+    (found.status.clone(), found.reason.clone())
+}
+
+#[test]
+fn a_cluster_that_is_as_asked_is_ready_and_has_every_condition() {
+    let status = told(&all("main-1", 4), &there(true), json!({}), None);
+    let types: Vec<_> = status.conditions.iter().map(|condition| condition.type_.clone()).collect();
+    assert_eq!(types, ConditionType::ALL.map(|kind| kind.to_string()));
+    for (kind, holds) in
+        ConditionType::ALL.into_iter().zip(["True", "True", "False", "False", "False", "True", "True", "True"])
+    {
+        assert_eq!(condition(&status, kind), (holds.into(), "AsExpected".into()), "{kind}");
+    }
+    assert_eq!(status.leader.as_ref().map(|leader| (leader.member.as_str(), leader.term)), Some(("main-1", 4)));
+    assert_eq!(status.quorum, Some(Quorum { voters: 3, healthy_voters: 3, required: 2 }));
+    assert_eq!(status.version.as_deref(), Some("0.1.0"));
+    assert_eq!((status.replicas, status.ready_replicas, status.updated_replicas), (3, 3, 3));
+    let member = &status.members[1];
+    assert_eq!((member.role, member.lag, member.volume_size.as_deref()), (MemberRole::Leader, Lag::None, Some("1Gi")));
+    assert_eq!(member.node_id.as_deref(), Some("0000000000000065"));
+}
+
+#[test]
+fn the_same_again_changes_nothing() {
+    let first = told(&all("main-1", 4), &there(true), json!({}), None);
+    assert_eq!(told(&all("main-1", 4), &there(true), json!({}), Some(&first)), first);
+    assert!(news(Some(&first), &first).is_empty());
+}
+
+#[test]
+fn a_cluster_without_a_majority_says_so_and_what_to_do() {
+    let lonely: Answers = [(0, answer("main-0", "", 4))].into();
+    let status = told(&lonely, &there(false), json!({}), None);
+    assert_eq!(condition(&status, ConditionType::Available), ("False".into(), "QuorumLost".into()));
+    assert_eq!(condition(&status, ConditionType::Ready), ("False".into(), "QuorumLost".into()));
+    assert_eq!(condition(&status, ConditionType::Degraded).0, "True");
+    assert!(status.leader.is_none());
+}
+
+#[test]
+fn another_leader_that_nobody_asked_for_is_a_failover() {
+    let first = told(&all("main-1", 4), &there(true), json!({}), None);
+    // In between nobody leads.
+    let pending = told(
+        &(0..2).map(|at| (at, answer(&format!("main-{at}"), "", 4))).collect(),
+        &there(true),
+        json!({}),
+        Some(&first),
+    );
+    assert_eq!(condition(&pending, ConditionType::Available).1, "LeaderElectionPending");
+    let after = told(&all("main-2", 5), &there(true), json!({}), Some(&first));
+    let failover = after.last_failover.clone().unwrap();
+    assert_eq!((failover.from.as_str(), failover.to.as_str()), ("main-1", "main-2"));
+    let reasons: Vec<_> = news(Some(&first), &after).into_iter().map(|news| news.reason).collect();
+    assert_eq!(reasons, ["Failover"]);
+}
+
+#[test]
+fn suspended_is_not_ready_and_says_why() {
+    let status = told(&all("main-1", 4), &there(true), json!({"suspend": true}), None);
+    assert_eq!(condition(&status, ConditionType::Ready), ("False".into(), "Suspended".into()));
+    assert_eq!(condition(&status, ConditionType::Available).0, "True");
+}
+
+#[test]
+fn a_spec_that_cannot_be_used_is_told_as_such() {
+    let status = refused(7, &Invalid::Replicas(2), None, now());
+    assert_eq!(condition(&status, ConditionType::Stalled), ("True".into(), "InvalidSpec".into()));
+    assert_eq!(condition(&status, ConditionType::Ready), ("False".into(), "InvalidSpec".into()));
+    assert_eq!(status.conditions.len(), ConditionType::ALL.len());
+}

@@ -1,0 +1,169 @@
+//! Names, labels and owners, each said once.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::ServiceAccount,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+};
+use kube::Resource as _;
+
+use crate::{api::Databroker, reconcile::validate::Valid};
+
+/// Who applies objects, in their managed fields and labels.
+pub const MANAGER: &str = "databroker-operator";
+
+/// On the pod that leads. Information only: nobody decides by it, and the `-leader` Service follows it.
+pub const ROLE_LABEL: &str = "databroker.dev/role";
+/// The value of [`ROLE_LABEL`] on that pod.
+pub const LEADER: &str = "leader";
+/// On every object: a digest of what was applied, so that nothing is applied twice.
+pub const APPLIED_ANNOTATION: &str = "databroker.dev/applied";
+/// On a volume's claim: the id of a member that was removed while it could not be reached. Its data must go before the
+/// name is used again.
+pub const RETIRED_ANNOTATION: &str = "databroker.dev/retired";
+
+/// Selects the operator's pods in NetworkPolicies.
+pub const OPERATOR_NAME: &str = "databroker-operator";
+
+/// What selects the pods of one `Databroker`. It can never change: a StatefulSet's selector is fixed.
+pub fn selector_labels(name: &str) -> BTreeMap<String, String> {
+    let labels = [("app.kubernetes.io/name", "databroker"), ("app.kubernetes.io/instance", name)];
+    labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+/// The same as a selector.
+pub fn selector(name: &str) -> LabelSelector {
+    LabelSelector { match_labels: Some(selector_labels(name)), ..LabelSelector::default() }
+}
+
+/// The same as text, for the scale subresource and for lists.
+pub fn selector_text(name: &str) -> String {
+    let labels = selector_labels(name);
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// The labels of every object.
+pub fn labels(name: &str) -> BTreeMap<String, String> {
+    let mut labels = selector_labels(name);
+    labels.insert("app.kubernetes.io/component".into(), "broker".into());
+    labels.insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
+    labels
+}
+
+/// The object that owns all others.
+pub fn owner(valid: &Valid) -> OwnerReference {
+    OwnerReference {
+        api_version: Databroker::api_version(&()).into_owned(),
+        kind: Databroker::kind(&()).into_owned(),
+        name: valid.name.clone(),
+        uid: valid.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Of an object that goes with the `Databroker`.
+pub fn owned(valid: &Valid, name: String) -> ObjectMeta {
+    ObjectMeta { owner_references: Some(vec![owner(valid)]), ..kept(valid, name) }
+}
+
+/// Of an object that outlives it.
+pub fn kept(valid: &Valid, name: String) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(valid.namespace.clone()),
+        labels: Some(labels(&valid.name)),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The pod of an ordinal.
+pub fn pod(name: &str, ordinal: u32) -> String {
+    format!("{name}-{ordinal}")
+}
+
+/// The ordinal in a pod's name.
+pub fn ordinal(name: &str, pod: &str) -> Option<u32> {
+    let digits = pod.strip_prefix(name)?.strip_prefix('-')?;
+    let ordinal = digits.parse().ok()?;
+    // Not `+1` or `01`.
+    (self::pod(name, ordinal) == pod).then_some(ordinal)
+}
+
+/// The claim of an ordinal's volume.
+pub fn claim(name: &str, ordinal: u32) -> String {
+    format!("data-{}", pod(name, ordinal))
+}
+
+/// The Service that finds each pod by name.
+pub fn headless(name: &str) -> String {
+    format!("{name}-headless")
+}
+
+/// The Service that finds the leader.
+pub fn leader(name: &str) -> String {
+    format!("{name}-leader")
+}
+
+/// The brokers' configuration.
+pub fn config_map(name: &str) -> String {
+    format!("{name}-config")
+}
+
+/// The generated shared secret.
+pub fn shared_secret(name: &str) -> String {
+    format!("{name}-shared-secret")
+}
+
+/// The authority with its key, and the operator's own certificate: no pod mounts it.
+pub fn authority(name: &str) -> String {
+    format!("{name}-ca")
+}
+
+/// The brokers' certificates for each other.
+pub fn peers(name: &str) -> String {
+    format!("{name}-peers")
+}
+
+/// The brokers' certificate for clients.
+pub fn tls(name: &str) -> String {
+    format!("{name}-tls")
+}
+
+/// A pod's name in the DNS of the cluster, without the cluster's own domain.
+pub fn host(valid: &Valid, ordinal: u32) -> String {
+    format!("{}.{}.{}.svc", pod(&valid.name, ordinal), headless(&valid.name), valid.namespace)
+}
+
+/// The cluster's name in certificates. Two namespaces never share one.
+pub fn cluster(valid: &Valid) -> String {
+    format!("{}.{}", valid.namespace, valid.name)
+}
+
+/// Of the brokers. They never speak to the API server.
+pub fn service_account(valid: &Valid) -> ServiceAccount {
+    ServiceAccount {
+        metadata: owned(valid, valid.name.clone()),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_selector_is_what_it_has_always_been() {
+        assert_eq!(selector_text("x"), "app.kubernetes.io/instance=x,app.kubernetes.io/name=databroker");
+    }
+
+    #[test]
+    fn ordinals_are_read_back_and_nothing_else_is() {
+        assert_eq!(ordinal("a-b", &pod("a-b", 12)), Some(12));
+        for other in ["a-b", "a-b-", "a-b-+1", "a-b-01", "a-b-x", "a-c-1", "a-b-1-2"] {
+            assert_eq!(ordinal("a-b", other), None, "{other}");
+        }
+    }
+}
