@@ -111,7 +111,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let ended = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
-        served = pages => Err(Error::Metrics { address, source: served.err().map_or_else(|| std::io::ErrorKind::AddrInUse.into(), std::io::Error::other) }),
+        served = pages => Err(Error::Metrics { address, source: served.map_or_else(std::io::Error::other, ended) }),
         ended = async {
             while !*held.borrow_and_update() {
                 if held.changed().await.is_err() {
@@ -132,6 +132,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     drop(held);
     let _ = tokio::time::timeout(Duration::from_secs(3), keeping).await;
     ended
+}
+
+/// Why the pages are no more.
+fn ended(served: std::io::Result<()>) -> std::io::Error {
+    served.err().unwrap_or_else(|| std::io::Error::other("the listener has ended"))
 }
 
 async fn lost(held: &mut tokio::sync::watch::Receiver<bool>) {

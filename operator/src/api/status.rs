@@ -45,6 +45,9 @@ pub struct DatabrokerStatus {
     /// Who leads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader: Option<Leader>,
+    /// Who led last, also while nobody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_leader: Option<String>,
     /// What is left of the majority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quorum: Option<Quorum>,

@@ -16,14 +16,6 @@ pub mod validate;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
-use kube::{
-    Api, ResourceExt as _,
-    api::{Patch, PatchParams},
-    runtime::events::{Event, EventType},
-};
-use serde_json::json;
-
 use self::{
     apply::Done,
     observe::{Answers, There},
@@ -39,6 +31,12 @@ use crate::{
         self, certificates, meta,
         secrets::{self, Admin, Secrets},
     },
+};
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt as _,
+    api::PostParams,
+    runtime::events::{Event, EventType},
 };
 
 /// While something is on its way.
@@ -164,14 +162,11 @@ async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus)
     let news = status::news(object.status.as_ref(), &status);
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let api: Api<Databroker> = Api::namespaced(context.client.clone(), &namespace);
-    // With the version that it was computed from: a status that is based on an older one could forget that the cluster was
-    // founded.
-    let patch = json!({
-        "metadata": {"resourceVersion": object.resource_version()},
-        "status": status,
-    });
-    let params = PatchParams { field_manager: Some(meta::MANAGER.into()), ..PatchParams::default() };
-    match call(api.patch_status(&name, &params, &Patch::Merge(&patch))).await {
+    // The whole, with the version that it was computed from: a patch would leave what is no longer so, and a status that is
+    // based on an older one could forget that the cluster was founded.
+    let told = Databroker { status: Some(status.clone()), ..object.clone() };
+    let params = PostParams { field_manager: Some(meta::MANAGER.into()), ..PostParams::default() };
+    match call(api.replace_status(&name, &params, &told)).await {
         Ok(_) => {}
         // Another visit follows the change.
         Err(error) if error.is_conflict() || error.is_not_found() => return Ok(()),

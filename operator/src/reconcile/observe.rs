@@ -164,9 +164,8 @@ fn seen_pod(pod: &Pod) -> SeenPod {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         running: is_running(pod),
         ready: condition("Ready").is_some_and(|ready| ready.status == "True"),
-        // What the controller of nodes says of pods whose node does not answer.
-        unreachable: condition("Ready").is_some_and(|ready| ready.reason.as_deref() == Some("NodeStatusUnknown"))
-            || pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost"),
+        // What the API server is told of a pod that is to go, on a node that does not answer.
+        unreachable: pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost"),
     }
 }
 
@@ -239,7 +238,8 @@ mod tests {
             "metadata": {"name": "main-0", "uid": "u", "labels": {"controller-revision-hash": "main-7"}},
             "status": {
                 "podIP": "10.0.0.7",
-                "conditions": [{"type": "Ready", "status": "False", "reason": "NodeStatusUnknown"}],
+                "reason": "NodeLost",
+                "conditions": [{"type": "Ready", "status": "False"}],
                 "containerStatuses": [{"name": "databroker", "ready": true, "restartCount": 0, "image": "i",
                     "imageID": "", "state": {"running": {"startedAt": "2026-11-20T00:00:00Z"}}}],
             },

@@ -75,6 +75,7 @@ pub fn compute(visit: &Visit<'_>, old: Option<&DatabrokerStatus>, now: Timestamp
         image: valid.remembered_image.clone(),
         bootstrapped: old.bootstrapped || plan.record.bootstrapped || done.founded.is_some(),
         cluster_id,
+        last_leader: leader.as_ref().map(|leader| leader.member.clone()).or_else(|| old.last_leader.clone()),
         last_failover: failover(&old, leader.as_ref(), visit, now).or(old.last_failover),
         leader,
         quorum: quorum(visit),
@@ -143,9 +144,7 @@ fn leader(visit: &Visit<'_>, old: &DatabrokerStatus, now: Timestamp) -> Option<L
 fn failover(old: &DatabrokerStatus, leader: Option<&Leader>, visit: &Visit<'_>, now: Timestamp) -> Option<Failover> {
     let to = leader?;
     // Remembered over the visits in between, in which nobody leads.
-    let from = old.leader.as_ref().map(|leader| leader.member.clone()).or_else(|| {
-        old.members.iter().find(|member| member.role == MemberRole::Leader).map(|member| member.name.clone())
-    })?;
+    let from = old.last_leader.clone()?;
     let ordinal = meta::ordinal(&visit.valid.name, &from);
     let asked = ordinal.and_then(|ordinal| visit.seen.pods.get(&ordinal)).is_some_and(|pod| pod.terminating)
         || ordinal.is_some_and(|ordinal| ordinal >= visit.valid.replicas)
@@ -484,10 +483,10 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus) -> Vec<News>
         && let Some(failover) = &new.last_failover
     {
         news.push(tell("Failover", format!("{} leads in place of {}", failover.to, failover.from), true));
-    } else if let (Some(was), Some(is)) = (&old.leader, &new.leader)
-        && was.member != is.member
+    } else if let (Some(was), Some(is)) = (&old.last_leader, &new.last_leader)
+        && was != is
     {
-        news.push(tell("LeaderChanged", format!("{} leads in place of {}", is.member, was.member), false));
+        news.push(tell("LeaderChanged", format!("{is} leads in place of {was}"), false));
     }
     let voting = |status: &DatabrokerStatus| -> BTreeSet<String> {
         let votes = |member: &&Member| matches!(member.role, MemberRole::Leader | MemberRole::Voter);

@@ -149,10 +149,11 @@ fn another_leader_that_nobody_asked_for_is_a_failover() {
         Some(&first),
     );
     assert_eq!(condition(&pending, ConditionType::Available).1, "LeaderElectionPending");
-    let after = told(&all("main-2", 5), &there(true), json!({}), Some(&first));
+    assert_eq!((pending.leader.as_ref(), pending.last_leader.as_deref()), (None, Some("main-1")));
+    let after = told(&all("main-2", 5), &there(true), json!({}), Some(&pending));
     let failover = after.last_failover.clone().unwrap();
     assert_eq!((failover.from.as_str(), failover.to.as_str()), ("main-1", "main-2"));
-    let reasons: Vec<_> = news(Some(&first), &after).into_iter().map(|news| news.reason).collect();
+    let reasons: Vec<_> = news(Some(&pending), &after).into_iter().map(|news| news.reason).collect();
     assert_eq!(reasons, ["Failover"]);
 }
 
