@@ -66,9 +66,9 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Whether what was asked about is not there.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_not_found())
+    /// Whether what it is about is gone, or has changed since it was seen: another visit follows that change.
+    pub fn is_outdated(&self) -> bool {
+        self.is_conflict() || matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_not_found())
     }
 
     /// Whether it has changed since it was seen.

@@ -2,7 +2,6 @@
 //! knows kube's runtime, and the Lease that one replica of the operator holds.
 
 use std::{
-    hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +23,7 @@ use kube::{
         Controller, WatchStreamExt as _,
         controller::{self, Action},
         events::{Recorder, Reporter},
-        reflector::{self, ObjectRef, Store},
+        reflector::{self, ObjectRef, Store, store::WriterDropped},
         watcher,
     },
 };
@@ -42,15 +41,14 @@ use crate::{
     resources::meta,
 };
 
-/// Objects that the operator has made.
-const OURS: &str = "app.kubernetes.io/managed-by=databroker-operator";
-
 /// Visits at a time: each waits for brokers most of its time.
 const CONCURRENCY: u16 = 8;
 /// Changes within this are one: an apply makes several.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 /// After an error, at first; twice as long after each that follows would need a memory: this is often enough.
 const AFTER_ERROR: Duration = Duration::from_secs(5);
+/// How long a visit waits for the caches to be filled.
+const CACHES_MAX: Duration = Duration::from_secs(10);
 /// How long the Lease is good without being renewed, and how long before its end it is, in seconds.
 const LEASE_SECONDS: u64 = 15;
 const LEASE_GRACE_SECONDS: u64 = 5;
@@ -163,7 +161,7 @@ where
 {
     let api: Api<K> = scoped(client, config);
     let (reader, writer) = reflector::store();
-    let news = watcher(api, watcher::Config::default().labels(OURS))
+    let news = watcher(api, watcher::Config::default().labels(&meta::ours()))
         .default_backoff()
         // Half of what an object takes, and nobody reads it.
         .modify(|object| object.meta_mut().managed_fields = None)
@@ -185,7 +183,7 @@ where
 /// The `Databroker` that an object of ours belongs to, by its labels: volumes and pods have other owners, and Secrets may
 /// have none.
 fn belongs<K: Resource<DynamicType = ()>>(object: K) -> Option<ObjectRef<Guarded>> {
-    let name = object.labels().get("app.kubernetes.io/instance")?;
+    let name = object.labels().get(meta::INSTANCE_LABEL)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
 }
 
@@ -241,10 +239,9 @@ async fn visit(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, re
             return Ok(Action::await_change());
         }
     };
-    for ready in caches_ready(&context.caches) {
-        if !ready.await {
-            return Ok(Action::requeue(Duration::from_secs(1)));
-        }
+    // Before, everything would seem to be missing.
+    if !matches!(tokio::time::timeout(CACHES_MAX, filled(&context.caches)).await, Ok(Ok(()))) {
+        return Ok(Action::requeue(Duration::from_secs(1)));
     }
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let began = Instant::now();
@@ -259,31 +256,19 @@ async fn visit(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, re
     }
 }
 
-/// Whether all caches have been filled: before, everything would seem to be missing.
-fn caches_ready(caches: &Caches) -> Vec<futures::future::BoxFuture<'_, bool>> {
+/// Ends once all caches have been filled.
+async fn filled(caches: &Caches) -> Result<(), WriterDropped> {
     let Caches { statefulsets, pods, claims, secrets, config_maps, services, service_accounts, pdbs, network_policies } =
         caches;
-    vec![
-        filled(statefulsets),
-        filled(pods),
-        filled(claims),
-        filled(secrets),
-        filled(config_maps),
-        filled(services),
-        filled(service_accounts),
-        filled(pdbs),
-        filled(network_policies),
-    ]
-}
-
-fn filled<K>(store: &Store<K>) -> futures::future::BoxFuture<'_, bool>
-where
-    K: Resource<DynamicType: Eq + Hash + Clone> + Clone + Send + Sync + 'static,
-{
-    Box::pin(async {
-        let ready = tokio::time::timeout(Duration::from_secs(10), store.wait_until_ready()).await;
-        matches!(ready, Ok(Ok(())))
-    })
+    statefulsets.wait_until_ready().await?;
+    pods.wait_until_ready().await?;
+    claims.wait_until_ready().await?;
+    secrets.wait_until_ready().await?;
+    config_maps.wait_until_ready().await?;
+    services.wait_until_ready().await?;
+    service_accounts.wait_until_ready().await?;
+    pdbs.wait_until_ready().await?;
+    network_policies.wait_until_ready().await
 }
 
 /// A little earlier or later, so that many are not visited at once.

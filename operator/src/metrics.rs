@@ -2,7 +2,14 @@
 //!
 //! Not here: the brokers' own metrics.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -11,7 +18,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use parking_lot::Mutex;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge, histogram::Histogram},
     registry::Registry,
@@ -30,7 +36,7 @@ pub struct Metrics {
     failures: Counter,
     seconds: Histogram,
     leading: Gauge,
-    ready: Mutex<bool>,
+    ready: AtomicBool,
 }
 
 impl Default for Metrics {
@@ -42,7 +48,7 @@ impl Default for Metrics {
         registry.register("reconcile_failures", "Visits that ended with an error", failures.clone());
         registry.register("reconcile_duration_seconds", "How long visits took", seconds.clone());
         registry.register("leading", "1 where this replica holds the Lease, and works", leading.clone());
-        Self { registry, runs, failures, seconds, leading, ready: Mutex::new(false) }
+        Self { registry, runs, failures, seconds, leading, ready: AtomicBool::new(false) }
     }
 }
 
@@ -63,7 +69,7 @@ impl Metrics {
 
     /// The API server was reached.
     pub fn ready(&self) {
-        *self.ready.lock() = true;
+        self.ready.store(true, Relaxed);
     }
 }
 
@@ -81,7 +87,7 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Resul
 }
 
 async fn ready(State(metrics): State<Arc<Metrics>>) -> Response {
-    if *metrics.ready.lock() {
+    if metrics.ready.load(Relaxed) {
         "ready\n".into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the API server was not reached yet\n").into_response()

@@ -193,29 +193,10 @@ fn a_file_that_is_no_mapping_is_not_repeated_in_the_error() {
     load_file("").unwrap();
 }
 
-/// As `operator/src/resources/config_map.rs` and `pod.rs` write it; the other half of this test is there.
+/// The file is what the operator's own test holds its configuration against; the environment is that of its pods.
 #[test]
 fn what_the_operator_writes_is_understood() {
-    let keys = r#"{
-        "certificate_file": "/etc/databroker/tls/tls.crt",
-        "certificate_key_file": "/etc/databroker/tls/tls.key",
-        "databroker_cluster_bootstrap": "explicit",
-        "databroker_cluster_discovery": "dns://main-headless.access.svc:5999",
-        "databroker_cluster_name": "access.main",
-        "databroker_peer_ca_file": "/etc/databroker/peers/ca.crt",
-        "databroker_raft_bind_address": ":5999",
-        "databroker_raft_election_timeout_max": "400ms",
-        "databroker_raft_election_timeout_min": "300ms",
-        "databroker_raft_heartbeat_interval": "50ms",
-        "databroker_storage_connection_string": "file:///data",
-        "databroker_storage_type": "file",
-        "durability": "fsync",
-        "grpc_address": ":5443",
-        "health_check_addr": ":28080",
-        "log_format": "json",
-        "shared_secret_file": "/etc/databroker/shared-secret/shared_secret",
-        "shutdown_grace_period": "28s"
-    }"#;
+    let keys = include_str!("../../../operator/src/resources/broker.json");
     let file = file(keys);
     let environment = [
         ("DATABROKER_CLUSTER_NODE_ID", "main-0"),

@@ -24,7 +24,6 @@ mod cluster;
 mod disk;
 mod faults;
 mod judge;
-#[cfg(feature = "mutations")]
 mod mutations;
 mod network;
 mod records;

@@ -290,7 +290,6 @@ fn delay(lane: &str, world: &World) -> Duration {
 }
 
 /// Mutations that publish late do so a while after the job that should have.
-#[cfg(feature = "mutations")]
 fn publish_late(world: &Arc<World>) {
     use databroker::mutation::{self, Mutation};
     if mutation::active(Mutation::AnswerBeforeBatch) || mutation::active(Mutation::StreamAheadOfApplied) {
@@ -301,9 +300,6 @@ fn publish_late(world: &Arc<World>) {
         });
     }
 }
-
-#[cfg(not(feature = "mutations"))]
-fn publish_late(_: &Arc<World>) {}
 
 /// A clock that goes right but may be set wrong.
 pub struct SimulatedClock {

@@ -77,7 +77,6 @@ pub fn run(seed: u64) -> Outcome {
 pub fn run_as(seed: u64, mutation: Option<Mutation>, change: impl FnOnce(&mut Climate)) -> Outcome {
     keep_quiet();
     IN_WORLD.set(true);
-    #[cfg(feature = "mutations")]
     databroker::mutation::set(mutation);
     let keeps_ids = mutation == Some(Mutation::WipedKeepsId);
     let outcome = runtime::run(seed, async move {

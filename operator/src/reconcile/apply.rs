@@ -140,6 +140,22 @@ fn quantity(text: &str) -> Option<i128> {
     thousandths.checked_mul(factor)
 }
 
+/// A kind that is applied.
+trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug
+        + 'static
+{
+}
+
 /// Applies objects of one `Databroker`.
 struct Applier<'a> {
     client: &'a Client,
@@ -147,18 +163,12 @@ struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    {
+    fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), self.namespace)
     }
 
     /// Applies it, unless `there` is as it says.
-    async fn apply<K>(&self, desired: &K, there: Option<&K>) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug,
-    {
+    async fn apply<K: Object>(&self, desired: &K, there: Option<&K>) -> Result<(), Error> {
         let body = serde_json::to_value(desired).unwrap_or_default();
         if let Some(there) = there
             && is_within(&body, &serde_json::to_value(there).unwrap_or_default())
@@ -174,29 +184,13 @@ impl Applier<'_> {
     }
 
     /// The same with what the cache has of that name.
-    async fn apply_cached<K>(&self, desired: &K, store: &Store<K>) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug
-            + 'static,
-    {
+    async fn apply_cached<K: Object>(&self, desired: &K, store: &Store<K>) -> Result<(), Error> {
         let there = store.get(&ObjectRef::new(&desired.name_any()).within(self.namespace));
         self.apply(desired, there.as_deref()).await
     }
 
     /// One that may be absent: applied, or deleted if it is ours.
-    async fn apply_optional<K>(&self, name: &str, desired: Option<&K>, store: &Store<K>) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug
-            + 'static,
-    {
+    async fn apply_optional<K: Object>(&self, name: &str, desired: Option<&K>, store: &Store<K>) -> Result<(), Error> {
         match desired {
             Some(desired) => self.apply_cached(desired, store).await,
             None => match store.get(&ObjectRef::new(name).within(self.namespace)) {
@@ -206,17 +200,26 @@ impl Applier<'_> {
         }
     }
 
+    /// Notes something in the metadata of the one of this id; that it is gone, or another by now, is as well.
+    async fn note<K: Object>(&self, name: &str, uid: Option<String>, mut metadata: Value) -> Result<(), Error> {
+        metadata["uid"] = json!(uid);
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        match call(self.api::<K>().patch(name, &PatchParams::default(), &patch)).await {
+            Err(source) if !source.is_outdated() => {
+                Err(Error::Apply { kind: K::kind(&()).into_owned(), name: name.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes the one of this id, and of this version if one is given; that it is gone, or another by now, is as well.
-    async fn delete<K>(&self, name: &str, uid: Option<String>, version: Option<String>) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Clone + Debug,
-    {
+    async fn delete<K: Object>(&self, name: &str, uid: Option<String>, version: Option<String>) -> Result<(), Error> {
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid, resource_version: version }),
             ..DeleteParams::default()
         };
         match call(self.api::<K>().delete(name, &params)).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => {
+            Err(error) if !error.is_outdated() => {
                 Err(Error::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source: error })
             }
             _ => {
@@ -261,8 +264,7 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
     let mut statefulset = statefulset.clone();
     // Decided on what was seen: if that is old, the API server says so.
     statefulset.metadata.resource_version = there.statefulset.as_ref().and_then(StatefulSet::resource_version);
-    let same_but_version = there.statefulset.as_ref();
-    match applier.apply(&statefulset, same_but_version).await {
+    match applier.apply(&statefulset, there.statefulset.as_ref()).await {
         Err(Error::Apply { source, .. }) if source.is_conflict() => Ok(()),
         applied => applied,
     }
@@ -281,14 +283,7 @@ pub async fn leader_label(context: &Context, valid: &Valid, there: &There, leade
             continue;
         }
         let role = (*ordinal == leader).then_some(meta::LEADER);
-        let patch = json!({"metadata": {"labels": {meta::ROLE_LABEL: role}, "uid": pod.uid()}});
-        let name = pod.name_any();
-        match call(applier.api::<Pod>().patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
-            Err(error) if !error.is_not_found() && !error.is_conflict() => {
-                return Err(Error::Apply { kind: "Pod".into(), name, source: error });
-            }
-            _ => {}
-        }
+        applier.note::<Pod>(&pod.name_any(), pod.uid(), json!({"labels": {meta::ROLE_LABEL: role}})).await?;
     }
     Ok(())
 }
@@ -333,15 +328,8 @@ pub async fn step(
         }
         Step::MarkRetired { ordinal, uid, node } => {
             let name = meta::claim(&valid.name, *ordinal);
-            let annotations = json!({meta::RETIRED_ANNOTATION: format!("{node:016x}")});
-            let patch = json!({"metadata": {"annotations": annotations, "uid": uid}});
-            let api = applier.api::<PersistentVolumeClaim>();
-            match call(api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
-                Err(error) if !error.is_not_found() && !error.is_conflict() => {
-                    return Err(Error::Apply { kind: "PersistentVolumeClaim".into(), name, source: error });
-                }
-                _ => {}
-            }
+            let metadata = json!({"annotations": {meta::RETIRED_ANNOTATION: format!("{node:016x}")}});
+            applier.note::<PersistentVolumeClaim>(&name, Some(uid.clone()), metadata).await?;
         }
         Step::DiscardVolume { ordinal, uid } => {
             let name = meta::claim(&valid.name, *ordinal);
@@ -360,7 +348,7 @@ async fn may_found(applier: &Applier<'_>, valid: &Valid, again: bool) -> Result<
 
 fn member(valid: &Valid, ordinal: u32) -> ShapeMember {
     let host = meta::host(valid, ordinal);
-    let scheme = if valid.has_tls() { "https" } else { "http" };
+    let scheme = valid.scheme();
     ShapeMember {
         name: meta::pod(&valid.name, ordinal),
         raft_address: format!("{host}:{}", pod::PEERS_PORT),

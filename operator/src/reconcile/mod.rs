@@ -169,7 +169,7 @@ async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus)
     match call(api.replace_status(&name, &params, &told)).await {
         Ok(_) => {}
         // Another visit follows the change.
-        Err(error) if error.is_conflict() || error.is_not_found() => return Ok(()),
+        Err(error) if error.is_outdated() => return Ok(()),
         Err(error) => return Err(Error::Status(error)),
     }
     for News { reason, note, warning } in news {

@@ -3,15 +3,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use databroker_proto::internal::{MemberStatus, StatusReply, member_status::Role};
 use futures::future::join_all;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{PersistentVolumeClaim, Pod, Secret},
+    core::v1::{PersistentVolumeClaim, Pod},
 };
-use kube::{Api, Resource, ResourceExt as _, api::ListParams, runtime::reflector::Store};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::ListParams,
+    runtime::reflector::{ObjectRef, Store},
+};
 
 use super::{
     plan::{Broker, Cluster, Member, Pod as SeenPod, Record, Retired, Seen, Volume},
@@ -42,24 +47,32 @@ pub struct There {
 /// What brokers answered, by ordinal.
 pub type Answers = BTreeMap<u32, StatusReply>;
 
+impl There {
+    fn of(
+        valid: &Valid,
+        statefulset: Option<StatefulSet>,
+        pods: Vec<Pod>,
+        claims: Vec<PersistentVolumeClaim>,
+        secrets: Found,
+    ) -> Self {
+        let pods = pods.into_iter().filter_map(|pod| Some((meta::ordinal(&valid.name, &pod.name_any())?, pod)));
+        let claims = claims.into_iter();
+        let claims = claims.filter_map(|claim| Some((meta::claim_ordinal(&valid.name, &claim.name_any())?, claim)));
+        Self { statefulset, pods: pods.collect(), claims: claims.collect(), secrets }
+    }
+}
+
 /// What the caches have of one `Databroker`.
 pub fn there(caches: &Caches, valid: &Valid) -> There {
-    let own = |object: &dyn Labelled| {
-        object.namespace_text() == Some(valid.namespace.as_str())
-            && object.label("app.kubernetes.io/instance") == Some(valid.name.as_str())
-            && object.label("app.kubernetes.io/name") == Some("databroker")
-    };
-    let ordinal = |text: &str| meta::ordinal(&valid.name, text);
-    let pods = list(&caches.pods, own).into_iter();
-    let claims = list(&caches.claims, own).into_iter();
-    let claimed = |claim: &PersistentVolumeClaim| ordinal(claim.name_any().strip_prefix("data-")?);
-    let secrets = list(&caches.secrets, own).into_iter();
-    There {
-        statefulset: list(&caches.statefulsets, own).into_iter().find(|set| set.name_any() == valid.name),
-        pods: pods.filter_map(|pod| Some((ordinal(&pod.name_any())?, pod))).collect(),
-        claims: claims.filter_map(|claim| Some((claimed(&claim)?, claim))).collect(),
-        secrets: secrets.map(|secret: Secret| (secret.name_any(), secret.data.unwrap_or_default())).collect(),
-    }
+    let statefulset = caches.statefulsets.get(&ObjectRef::new(&valid.name).within(&valid.namespace));
+    let secrets = list(&caches.secrets, valid).into_iter();
+    There::of(
+        valid,
+        statefulset.map(Arc::unwrap_or_clone),
+        list(&caches.pods, valid),
+        list(&caches.claims, valid),
+        secrets.map(|secret| (secret.name_any(), secret.data.unwrap_or_default())).collect(),
+    )
 }
 
 /// The same from the API server itself, for what must not be decided on what is a little old. Secrets are taken as given.
@@ -72,39 +85,17 @@ pub async fn fresh(context: &Context, valid: &Valid, secrets: Found) -> Result<T
     let statefulsets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let ordinal = |text: &str| meta::ordinal(&valid.name, text);
-    let claimed = |claim: &PersistentVolumeClaim| ordinal(claim.name_any().strip_prefix("data-")?);
-    let pods = call(pods.list(&own)).await?.items.into_iter();
-    let claims = call(claims.list(&own)).await?.items.into_iter();
-    Ok(There {
-        statefulset: call(statefulsets.get_opt(&valid.name)).await?,
-        pods: pods.filter_map(|pod| Some((ordinal(&pod.name_any())?, pod))).collect(),
-        claims: claims.filter_map(|claim| Some((claimed(&claim)?, claim))).collect(),
-        secrets,
-    })
+    let (pods, claims) = (call(pods.list(&own)).await?.items, call(claims.list(&own)).await?.items);
+    Ok(There::of(valid, call(statefulsets.get_opt(&valid.name)).await?, pods, claims, secrets))
 }
 
-/// What all objects have.
-trait Labelled {
-    fn namespace_text(&self) -> Option<&str>;
-    fn label(&self, key: &str) -> Option<&str>;
-}
-
-impl<K: Resource> Labelled for K {
-    fn namespace_text(&self) -> Option<&str> {
-        self.meta().namespace.as_deref()
-    }
-
-    fn label(&self, key: &str) -> Option<&str> {
-        self.meta().labels.as_ref()?.get(key).map(String::as_str)
-    }
-}
-
-fn list<K>(store: &Store<K>, own: impl Fn(&dyn Labelled) -> bool) -> Vec<K>
+/// Of a cache, what belongs to one `Databroker`.
+fn list<K>(store: &Store<K>, valid: &Valid) -> Vec<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    store.state().iter().filter(|object| own(object.as_ref())).map(|object| K::clone(object)).collect()
+    let own = |object: &&Arc<K>| meta::belongs(object.as_ref(), &valid.namespace, &valid.name);
+    store.state().iter().filter(own).map(|object| K::clone(object)).collect()
 }
 
 /// Where the brokers are that may answer.
@@ -198,11 +189,16 @@ pub fn itself(answer: &StatusReply) -> Option<&MemberStatus> {
     answer.members.iter().find(|member| member.name == answer.answered_by && member.reachable)
 }
 
+/// Whether a member votes, by the word of a broker.
+pub fn votes(member: &MemberStatus) -> bool {
+    matches!(member.role(), Role::Leader | Role::Voter)
+}
+
 fn cluster(leader: u32, answer: &StatusReply, valid: &Valid) -> Cluster {
     let ordinal = |name: &str| meta::ordinal(&valid.name, name);
     let shape: Option<BTreeSet<u32>> = answer.shape.iter().map(|member| ordinal(&member.name)).collect();
     let member = |member: &MemberStatus| {
-        let votes = matches!(member.role(), Role::Leader | Role::Voter);
+        let votes = votes(member);
         (votes || member.role() == Role::Learner).then(|| Member {
             // A member of another name is none of ours, and is removed with the next shape.
             ordinal: ordinal(&member.name).unwrap_or(u32::MAX),

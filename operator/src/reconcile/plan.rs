@@ -239,6 +239,12 @@ pub enum Stall {
     },
 }
 
+impl Cluster {
+    fn is_member(&self, ordinal: u32) -> bool {
+        self.members.iter().any(|member| member.ordinal == ordinal)
+    }
+}
+
 impl Plan {
     /// Whether something goes away by it, or begins: then it has to be made from what is there now. Caches that differ in age
     /// could together show a state that never was; names that are to be members could belong to pods that are about to go.
@@ -343,12 +349,11 @@ fn members(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> 
 
 /// A member that was removed, does not know it, and cannot be asked: its volume must not come back as it is.
 fn mark(seen: &Seen, cluster: &Cluster, target: &BTreeSet<u32>) -> Option<Step> {
-    let is_member = |ordinal| cluster.members.iter().any(|member| member.ordinal == ordinal);
     let unaware = cluster.retired.iter().filter(|retired| !retired.confirmed);
     let away = unaware.filter(|retired| {
         let ordinal = retired.ordinal;
         // Under a name that is in use there is another disk: the old one is gone.
-        !target.contains(&ordinal) && !is_member(ordinal) && !seen.brokers.contains_key(&ordinal)
+        !target.contains(&ordinal) && !cluster.is_member(ordinal) && !seen.brokers.contains_key(&ordinal)
     });
     let mut unmarked = away.filter_map(|retired| {
         let volume = seen.volumes.get(&retired.ordinal)?;
@@ -407,8 +412,7 @@ fn shrink(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> (
 fn discard_scaled(wanted: Wanted, seen: &Seen, cluster: &Cluster) -> Option<Step> {
     let mut left = seen.volumes.iter().filter(|(ordinal, volume)| {
         let in_use = seen.pods.contains_key(ordinal) || seen.brokers.contains_key(ordinal);
-        let is_member = cluster.members.iter().any(|member| member.ordinal == **ordinal);
-        **ordinal >= wanted.replicas && !volume.terminating && !in_use && !is_member
+        **ordinal >= wanted.replicas && !volume.terminating && !in_use && !cluster.is_member(**ordinal)
     });
     let (ordinal, volume) = left.next().filter(|_| wanted.discards_scaled)?;
     Some(Step::DiscardVolume { ordinal: *ordinal, uid: volume.uid.clone() })

@@ -4,7 +4,7 @@
 use crate::{
     api::{
         Databroker, DatabrokerSpec,
-        databroker::{SecretKeyReference, TlsMode, UpdateStrategyType},
+        databroker::{Retention, SecretKeyReference, TlsMode, UpdateStrategyType},
     },
     reconcile::plan::{Record, Wanted},
     resources::{meta, pod},
@@ -105,7 +105,7 @@ impl Valid {
             replicas: self.replicas,
             restarts: strategy.kind == UpdateStrategyType::LeaderLast && !strategy.paused,
             ephemeral: self.spec.storage.ephemeral,
-            discards_scaled: retention.when_scaled == crate::api::databroker::Retention::Delete,
+            discards_scaled: retention.when_scaled == Retention::Delete,
         }
     }
 
@@ -120,6 +120,11 @@ impl Valid {
     /// Whether the client port speaks TLS.
     pub fn has_tls(&self) -> bool {
         self.spec.tls.mode == TlsMode::SelfManaged
+    }
+
+    /// What clients' URLs begin with.
+    pub fn scheme(&self) -> &'static str {
+        if self.has_tls() { "https" } else { "http" }
     }
 }
 

@@ -47,10 +47,7 @@ fn keys(valid: &Valid) -> BTreeMap<&'static str, serde_json::Value> {
         ),
         ("databroker_cluster_name", json!(meta::cluster(valid))),
         ("databroker_cluster_bootstrap", json!("explicit")),
-        (
-            "databroker_cluster_discovery",
-            json!(format!("dns://{}.{}.svc:{}", meta::headless(&valid.name), valid.namespace, pod::PEERS_PORT)),
-        ),
+        ("databroker_cluster_discovery", json!(format!("dns://{}:{}", meta::domain(valid), pod::PEERS_PORT))),
         ("databroker_raft_bind_address", json!(format!(":{}", pod::PEERS_PORT))),
         ("databroker_peer_ca_file", json!(format!("{}/ca.crt", pod::PEERS))),
         ("shutdown_grace_period", json!(format!("{}s", spec.termination_grace_period_seconds - RESERVE_SECONDS))),

@@ -6,8 +6,9 @@ use k8s_openapi::{
     api::core::v1::ServiceAccount,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
-use kube::Resource as _;
+use kube::Resource;
 
+use super::pod::DATA_VOLUME;
 use crate::{api::Databroker, reconcile::validate::Valid};
 
 /// Who applies objects, in their managed fields and labels.
@@ -17,19 +18,44 @@ pub const MANAGER: &str = "databroker-operator";
 pub const ROLE_LABEL: &str = "databroker.dev/role";
 /// The value of [`ROLE_LABEL`] on that pod.
 pub const LEADER: &str = "leader";
-/// On every object: a digest of what was applied, so that nothing is applied twice.
-pub const APPLIED_ANNOTATION: &str = "databroker.dev/applied";
 /// On a volume's claim: the id of a member that was removed while it could not be reached. Its data must go before the
 /// name is used again.
 pub const RETIRED_ANNOTATION: &str = "databroker.dev/retired";
+
+/// What a thing is, whose it is, and who made it:
+/// <https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/>.
+pub const NAME_LABEL: &str = "app.kubernetes.io/name";
+/// The `Databroker`.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 
 /// Selects the operator's pods in NetworkPolicies.
 pub const OPERATOR_NAME: &str = "databroker-operator";
 
 /// What selects the pods of one `Databroker`. It can never change: a StatefulSet's selector is fixed.
 pub fn selector_labels(name: &str) -> BTreeMap<String, String> {
-    let labels = [("app.kubernetes.io/name", "databroker"), ("app.kubernetes.io/instance", name)];
-    labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    owned_pairs([(NAME_LABEL, "databroker"), (INSTANCE_LABEL, name)])
+}
+
+fn owned_pairs<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+/// Selects whatever has this label.
+pub fn selector_of(key: &str, value: &str) -> LabelSelector {
+    LabelSelector { match_labels: Some(owned_pairs([(key, value)])), ..LabelSelector::default() }
+}
+
+/// Selects all that the operator has made, as text.
+pub fn ours() -> String {
+    format!("{MANAGED_BY_LABEL}={MANAGER}")
+}
+
+/// Whether an object belongs to the `Databroker` of this name.
+pub fn belongs<K: Resource>(object: &K, namespace: &str, name: &str) -> bool {
+    let labels = object.meta().labels.as_ref();
+    object.meta().namespace.as_deref() == Some(namespace)
+        && selector_labels(name).iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
 /// The same as a selector.
@@ -47,7 +73,7 @@ pub fn selector_text(name: &str) -> String {
 pub fn labels(name: &str) -> BTreeMap<String, String> {
     let mut labels = selector_labels(name);
     labels.insert("app.kubernetes.io/component".into(), "broker".into());
-    labels.insert("app.kubernetes.io/managed-by".into(), MANAGER.into());
+    labels.insert(MANAGED_BY_LABEL.into(), MANAGER.into());
     labels
 }
 
@@ -93,7 +119,12 @@ pub fn ordinal(name: &str, pod: &str) -> Option<u32> {
 
 /// The claim of an ordinal's volume.
 pub fn claim(name: &str, ordinal: u32) -> String {
-    format!("data-{}", pod(name, ordinal))
+    format!("{DATA_VOLUME}-{}", pod(name, ordinal))
+}
+
+/// The ordinal in a claim's name.
+pub fn claim_ordinal(name: &str, claim: &str) -> Option<u32> {
+    ordinal(name, claim.strip_prefix(DATA_VOLUME)?.strip_prefix('-')?)
 }
 
 /// The Service that finds each pod by name.
@@ -131,9 +162,14 @@ pub fn tls(name: &str) -> String {
     format!("{name}-tls")
 }
 
-/// A pod's name in the DNS of the cluster, without the cluster's own domain.
+/// What all pods' names in the DNS of the cluster end with, without the cluster's own domain: the name of all of them.
+pub fn domain(valid: &Valid) -> String {
+    format!("{}.{}.svc", headless(&valid.name), valid.namespace)
+}
+
+/// A pod's name in the DNS.
 pub fn host(valid: &Valid, ordinal: u32) -> String {
-    format!("{}.{}.{}.svc", pod(&valid.name, ordinal), headless(&valid.name), valid.namespace)
+    format!("{}.{}", pod(&valid.name, ordinal), domain(valid))
 }
 
 /// The cluster's name in certificates. Two namespaces never share one.
@@ -165,5 +201,7 @@ mod tests {
         for other in ["a-b", "a-b-", "a-b-+1", "a-b-01", "a-b-x", "a-c-1", "a-b-1-2"] {
             assert_eq!(ordinal("a-b", other), None, "{other}");
         }
+        assert_eq!(claim_ordinal("a-b", &claim("a-b", 12)), Some(12));
+        assert_eq!(claim_ordinal("a-b", "a-b-12"), None);
     }
 }

@@ -4,7 +4,7 @@ use k8s_openapi::{
     api::networking::v1::{
         NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
     },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use super::{meta, pod};
@@ -30,16 +30,9 @@ pub fn build(valid: &Valid) -> Option<NetworkPolicy> {
 
 fn rules(valid: &Valid) -> Vec<NetworkPolicyIngressRule> {
     let brokers = NetworkPolicyPeer { pod_selector: Some(meta::selector(&valid.name)), ..NetworkPolicyPeer::default() };
-    let operator_pods = [("app.kubernetes.io/name", meta::OPERATOR_NAME)];
     let operator = NetworkPolicyPeer {
-        namespace_selector: Some(LabelSelector {
-            match_labels: Some([("kubernetes.io/metadata.name".to_owned(), valid.operator_namespace.clone())].into()),
-            ..LabelSelector::default()
-        }),
-        pod_selector: Some(LabelSelector {
-            match_labels: Some(operator_pods.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-            ..LabelSelector::default()
-        }),
+        namespace_selector: Some(meta::selector_of("kubernetes.io/metadata.name", &valid.operator_namespace)),
+        pod_selector: Some(meta::selector_of(meta::NAME_LABEL, meta::OPERATOR_NAME)),
         ip_block: None,
     };
     let clients = valid.spec.network_policy.clients.clone();

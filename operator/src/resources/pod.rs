@@ -13,10 +13,7 @@ use k8s_openapi::{
 };
 
 use super::{config_map, meta};
-use crate::{
-    api::databroker::{ImagePullPolicy, TlsMode},
-    reconcile::validate::Valid,
-};
+use crate::{api::databroker::ImagePullPolicy, reconcile::validate::Valid};
 
 /// The container.
 pub const CONTAINER: &str = "databroker";
@@ -182,11 +179,8 @@ fn environment(valid: &Valid) -> Vec<EnvVar> {
         ..EnvVarSource::default()
     };
     let own = |key: &str, value: String| EnvVar { name: key.into(), value: Some(value), value_from: None };
-    let host = format!("$(POD_NAME).{}.{}.svc", meta::headless(&valid.name), valid.namespace);
-    let scheme = match valid.spec.tls.mode {
-        TlsMode::SelfManaged => "https",
-        TlsMode::Disabled => "http",
-    };
+    let host = format!("$(POD_NAME).{}", meta::domain(valid));
+    let scheme = valid.scheme();
     vec![
         EnvVar { name: "POD_NAME".into(), value: None, value_from: Some(field) },
         own("DATABROKER_CLUSTER_NODE_ID", "$(POD_NAME)".into()),
@@ -210,7 +204,7 @@ fn mounts(valid: &Valid) -> Vec<VolumeMount> {
         mount("shared-secret", SHARED_SECRET, true),
         mount("peers", PEERS, true),
     ];
-    if valid.spec.tls.mode == TlsMode::SelfManaged {
+    if valid.has_tls() {
         mounts.push(mount("tls", TLS, true));
     }
     mounts
@@ -242,7 +236,7 @@ fn volumes(valid: &Valid) -> Vec<Volume> {
         secret("shared-secret", shared_secret, Some(vec![item])),
         secret("peers", meta::peers(&valid.name), None),
     ];
-    if valid.spec.tls.mode == TlsMode::SelfManaged {
+    if valid.has_tls() {
         let items = ["tls.crt", "tls.key"].map(|key| KeyToPath { key: key.into(), path: key.into(), mode: None });
         volumes.push(secret("tls", meta::tls(&valid.name), Some(items.into())));
     }
