@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod brokers;
+pub mod check;
 pub mod config;
 pub mod context;
 pub mod controller;

@@ -1,8 +1,8 @@
-//! `databroker-operator run | crd`. Not here: anything that is decided.
+//! `databroker-operator run | crd | check`. Not here: anything that is decided.
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use databroker_operator::{api::definition, config::Config, controller};
+use databroker_operator::{api::definition, check::check, config::Config, controller};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -21,6 +21,11 @@ enum What {
     Run(Box<Config>),
     /// Prints the definition of the resource.
     Crd,
+    /// Asks a page of an operator, http://host:port/readyz, whether all is well.
+    Check {
+        /// Its address.
+        page: hyper::Uri,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -29,8 +34,15 @@ fn main() -> anyhow::Result<()> {
             print!("{}", definition::yaml()?);
             Ok(())
         }
+        What::Check { page } => ask(page),
         What::Run(config) => run(*config),
     }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn ask(page: hyper::Uri) -> anyhow::Result<()> {
+    println!("{}", check(page).await?);
+    Ok(())
 }
 
 #[tokio::main(flavor = "current_thread")]

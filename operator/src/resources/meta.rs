@@ -85,7 +85,8 @@ pub fn owner(valid: &Valid) -> OwnerReference {
         name: valid.name.clone(),
         uid: valid.uid.clone(),
         controller: Some(true),
-        block_owner_deletion: Some(true),
+        // Nothing waits for it, and setting it takes a right more where that is enforced.
+        block_owner_deletion: None,
     }
 }
 

@@ -188,6 +188,11 @@ fn environment(valid: &Valid) -> Vec<EnvVar> {
         own("DATABROKER_GRPC_ADVERTISE_ADDRESS", format!("{scheme}://{host}:{GRPC_PORT}")),
         own("DATABROKER_PEER_CERTIFICATE_FILE", format!("{PEERS}/$(POD_NAME).crt")),
         own("DATABROKER_PEER_CERTIFICATE_KEY_FILE", format!("{PEERS}/$(POD_NAME).key")),
+        // For the tools, so that `kubectl exec` needs no flags.
+        own("DATABROKER_DATA_DIR", DATA.into()),
+        own("DATABROKER_ADDRESS", format!("{scheme}://{host}:{GRPC_PORT}")),
+        own("DATABROKER_CA_FILE", format!("{PEERS}/ca.crt")),
+        own("SHARED_SECRET_FILE", format!("{SHARED_SECRET}/{SHARED_SECRET_FILE}")),
     ]
 }
 

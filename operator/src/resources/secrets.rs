@@ -104,7 +104,8 @@ fn peer(valid: &Valid, ordinal: u32) -> Subject {
 /// Any broker, for clients: by every name they may know it by.
 fn server(valid: &Valid) -> Subject {
     let (name, namespace) = (&valid.name, &valid.namespace);
-    let services = [name.clone(), meta::leader(name), format!("*.{}", meta::headless(name))];
+    let headless = meta::headless(name);
+    let services = [name.clone(), meta::leader(name), headless.clone(), format!("*.{headless}")];
     let of_service = |service: String| {
         let short = (!service.starts_with('*')).then(|| service.clone());
         let long = ["", ".svc", ".svc.cluster.local"].map(|domain| format!("{service}.{namespace}{domain}"));

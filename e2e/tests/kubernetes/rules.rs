@@ -1,0 +1,153 @@
+//! Objects that are refused, and objects that are edited: nothing is accepted and ignored.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use crate::harness::{NAME, Scene, condition, scene, tools::kubectl, until};
+
+/// Specs that are refused when an object is made, and what is said.
+fn refused() -> Vec<(Value, &'static str)> {
+    vec![
+        (json!({"replicas": 2}), "replicas must be 1, 3, 5 or 7"),
+        (json!({"image": ""}), "spec.image"),
+        (json!({"durability": "Perhaps"}), "Unsupported value"),
+        (json!({"election": {"heartbeatInterval": "soon"}}), "heartbeatInterval"),
+        (json!({"podLabels": {"app.kubernetes.io/name": "mine"}}), "are the operator's"),
+        (json!({"podAnnotations": {"databroker.dev/config": "mine"}}), "are the operator's"),
+        (json!({"terminationGracePeriodSeconds": 1}), "terminationGracePeriodSeconds"),
+        (json!({"storage": {"ephemeral": true, "size": "1Gi"}}), "ephemeral"),
+        (json!({"tls": {"mode": "CertManager"}}), "Unsupported value"),
+        (json!({"service": {"port": 0}}), "port"),
+    ]
+}
+
+/// Changes that are refused of one that is there.
+fn immutable() -> Vec<(Value, &'static str)> {
+    vec![
+        (json!({"storage": {"size": "2Gi"}}), "immutable"),
+        (json!({"storage": {"storageClassName": "other"}}), "immutable"),
+        (json!({"storage": {"ephemeral": true}}), "immutable"),
+    ]
+}
+
+#[tokio::test]
+async fn each_rule_is_refused_with_its_message() -> anyhow::Result<()> {
+    scene("rules", async |scene| {
+        let api = scene.databrokers();
+        for (spec, message) in refused() {
+            let object = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
+                "metadata": {"name": NAME}, "spec": spec});
+            let object: Value = object;
+            let made: Result<Value, _> = create(scene, &object).await;
+            match made {
+                Ok(_) => bail!("accepted: {spec}"),
+                Err(error) => ensure!(error.to_string().contains(message), "{spec}: {error}"),
+            }
+        }
+        let unnamed = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
+            "metadata": {"name": "0-is-no-name"}, "spec": {}});
+        let error = create(scene, &unnamed).await.err().context("a name with a digit first is accepted")?;
+        ensure!(error.to_string().contains("begin with a letter"), "{error}");
+
+        scene.apply(json!({"replicas": 1, "suspend": true, "storage": {"size": "1Gi"}})).await?;
+        for (spec, message) in immutable() {
+            let patch = Patch::Merge(json!({"spec": spec}));
+            match api.patch(NAME, &PatchParams::default(), &patch).await {
+                Ok(_) => bail!("accepted: {spec}"),
+                Err(error) => ensure!(error.to_string().contains(message), "{spec}: {error}"),
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn create(scene: &Scene, object: &Value) -> anyhow::Result<Value> {
+    let path = format!("/apis/databroker.dev/v1alpha1/namespaces/{}/databrokers", scene.namespace);
+    let request = http::Request::post(path).header("content-type", "application/json");
+    Ok(scene.client.request(request.body(serde_json::to_vec(object)?)?).await?)
+}
+
+#[tokio::test]
+async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_operator() -> anyhow::Result<()> {
+    scene("edits", async |scene| {
+        scene.found(json!({"replicas": 1})).await?;
+        let sets: Api<StatefulSet> = Api::namespaced(scene.client.clone(), &scene.namespace);
+
+        // Everything that is passed on to the pod.
+        scene
+            .change(json!({
+                "podLabels": {"team": "access"},
+                "podAnnotations": {"note": "by hand"},
+                "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+                "nodeSelector": {"kubernetes.io/os": "linux"},
+                "tolerations": [{"key": "e2e", "operator": "Exists"}],
+                "priorityClassName": "system-cluster-critical",
+                "terminationGracePeriodSeconds": 20,
+                "imagePullPolicy": "IfNotPresent",
+                "topologySpreadConstraints": [],
+                "election": {"heartbeatInterval": "60ms", "electionTimeoutMin": "400ms", "electionTimeoutMax": "600ms"},
+                "durability": "Os",
+                "service": {"port": 6000, "annotations": {"note": "by hand"}},
+                "podDisruptionBudget": {"enabled": false},
+                "networkPolicy": {"enabled": false},
+            }))
+            .await?;
+        scene.ready(Duration::from_secs(120)).await?;
+        let template = sets.get(NAME).await?.spec.context("spec")?.template;
+        let labels = template.metadata.and_then(|metadata| metadata.labels).unwrap_or_default();
+        let pod = template.spec.context("pod")?;
+        ensure!(labels.get("team").is_some_and(|team| team == "access"), "{labels:?}");
+        ensure!(pod.termination_grace_period_seconds == Some(20) && pod.tolerations.is_some(), "{pod:?}");
+        let config = kubectl(&["get", "configmap", "databroker-config", "-n", &scene.namespace, "-o", "yaml"]).await?;
+        ensure!(config.contains("60ms") && config.contains("\"os\""), "{config}");
+        let services = kubectl(&["get", "services", "-n", &scene.namespace]).await?;
+        ensure!(services.contains("6000/TCP"), "{services}");
+        let none = kubectl(&["get", "networkpolicies", "-n", &scene.namespace, "-o", "name"]).await?;
+        ensure!(none.is_empty(), "{none}");
+
+        // What cannot be is reported.
+        scene.change(json!({"sharedSecret": {"secretRef": {"name": "missing", "key": "key"}}})).await?;
+        let object = scene
+            .until("the missing Secret is reported", Duration::from_secs(60), |object| {
+                condition(object, "Ready").0 == "False"
+            })
+            .await?;
+        println!("a missing Secret: {:?}", condition(&object, "Ready"));
+        scene.change(json!({"sharedSecret": null})).await?;
+        scene.ready(Duration::from_secs(120)).await?;
+
+        // What others change of our objects is put right.
+        let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        sets.patch(NAME, &PatchParams::default(), &patch).await?;
+        until("the StatefulSet is put right", Duration::from_secs(60), async || {
+            let spec = sets.get(NAME).await?.spec.context("spec")?;
+            Ok((spec.replicas == Some(1)).then_some(()))
+        })
+        .await?;
+        scene.ready(Duration::from_secs(120)).await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_definition_that_is_installed_is_the_one_of_the_source() -> anyhow::Result<()> {
+    scene("definition", async |scene| {
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/databrokers.databroker.dev";
+        let installed: Value = scene.client.request(http::Request::get(path).body(Vec::new())?).await?;
+        ensure!(installed["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", "it would go with the chart");
+        let accepted = installed["status"]["conditions"].as_array().context("conditions")?;
+        let violated = accepted.iter().find(|one| one["type"] == "NonStructuralSchema" && one["status"] == "True");
+        ensure!(violated.is_none(), "{violated:?}");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,74 @@
+//! More members and fewer, under load, whatever happens to the operator meanwhile.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use rand::RngExt as _;
+use serde_json::json;
+
+use crate::harness::{NAME, Scene, figure, is_ready, load::Way, operator, scene, tools::kubectl};
+
+/// A step of one or two members, with the operator killed on the way.
+const STEP_MAX: Duration = Duration::from_secs(180);
+
+#[tokio::test]
+async fn from_one_to_five_and_back_under_load_while_the_operator_dies() -> anyhow::Result<()> {
+    scene("scale", async |scene| {
+        scene.found(json!({"replicas": 1})).await?;
+        let load = scene.load("load", Way::Service, None).await?;
+        let done = AtomicBool::new(false);
+        let (killed, scaled) = tokio::join!(kill_operators(scene, &done), async {
+            let scaled = through_sizes(scene).await;
+            done.store(true, Relaxed);
+            scaled
+        });
+        scaled?;
+        figure("scaled 1, 3, 5, 3, 1, 3 under load: operators killed meanwhile", killed?);
+        let report = load.finish().await?;
+        figure("scaled under load: acknowledged writes lost", format!("0 of {}", report.acknowledged_in_all));
+        figure("scaled under load: failed calls", report.window.failed);
+        figure("scaled under load: resyncs", report.window.resyncs);
+        ensure!(report.window.resyncs == 0, "{report:?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn through_sizes(scene: &Scene) -> anyhow::Result<()> {
+    for replicas in [3, 5, 3, 1, 3] {
+        // One of them in the other way.
+        match replicas {
+            5 => drop(
+                kubectl(&["scale", "databroker", NAME, "--namespace", &scene.namespace, "--replicas=5"]).await?,
+            ),
+            _ => drop(scene.change(json!({"replicas": replicas})).await?),
+        }
+        let object = scene.until(&format!("{replicas} replicas"), STEP_MAX, is_ready).await?;
+        let status = object.status.unwrap_or_default();
+        ensure!(status.replicas == replicas, "{status:?}");
+        let voters = usize::try_from(replicas)?;
+        scene.whole(voters, Duration::from_secs(30)).await?;
+        // Volumes of members that are gone are kept.
+        let claims = scene.claims().list(&Default::default()).await?.items.len();
+        ensure!(claims >= voters, "{claims} volumes for {replicas} members");
+        println!("{replicas} members, {claims} volumes");
+    }
+    let claims = scene.claims().list(&Default::default()).await?.items.len();
+    ensure!(claims == 5, "volumes are kept, but {claims} are there");
+    Ok(())
+}
+
+/// Kills it at random moments, until told to stop; returns how often.
+async fn kill_operators(scene: &Scene, done: &AtomicBool) -> anyhow::Result<usize> {
+    let mut killed = 0;
+    while !done.load(Relaxed) {
+        let pause = Duration::from_millis(rand::rng().random_range(2_000..12_000));
+        tokio::time::sleep(pause).await;
+        operator::kill(&scene.client).await?;
+        killed += 1;
+    }
+    Ok(killed)
+}
