@@ -48,7 +48,7 @@ async fn ask(page: hyper::Uri) -> anyhow::Result<()> {
 #[tokio::main(flavor = "current_thread")]
 async fn run(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log_level).context("--log-level")?;
-    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    tracing_subscriber::fmt().json().with_span_list(false).with_env_filter(filter).init();
     // One for all of TLS in the process.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let stop = CancellationToken::new();

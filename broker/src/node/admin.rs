@@ -172,7 +172,10 @@ impl<R: Runtime> Node<R> {
         let seen = self.judge(&known);
         let leader = self.shared.replica.present_leader();
         let head = known.values().find(|heard| Some(heard.said.node) == leader).map(|heard| &heard.said);
-        let sight = Sight { seen: &seen, leader, head, now_nanos: self.clock().now_nanos() };
+        let leads = self.role().leads;
+        // From a leader of an earlier release there is none.
+        let verdict = head.filter(|head| !leads && !head.caught_up.is_empty());
+        let sight = Sight { seen: &seen, leader, head, verdict, now_nanos: self.clock().now_nanos() };
         let mut statuses: Vec<_> = seen
             .members
             .iter()
@@ -211,6 +214,9 @@ struct Sight<'a> {
     leader: Option<NodeId>,
     /// What the leader said last.
     head: Option<&'a Introduction>,
+    /// What it judged then, where another leads: what this node knows of the others is a moment old, and under load
+    /// everybody would seem to be behind.
+    verdict: Option<&'a Introduction>,
     /// This node's clock.
     now_nanos: u64,
 }
@@ -220,6 +226,10 @@ impl Sight<'_> {
         let said = heard.map(|heard| heard.said.clone()).unwrap_or_default();
         let behind =
             |number: fn(&Introduction) -> u64| self.head.map_or(0, |head| number(head).saturating_sub(number(&said)));
+        let (caught_up, may_stop) = match self.verdict {
+            Some(leader) => (leader.caught_up.contains(&node), leader.may_stop.contains(&node)),
+            None => (self.seen.is_caught_up(node), self.seen.may_stop(node)),
+        };
         MemberStatus {
             name: member.name.clone(),
             node,
@@ -236,8 +246,8 @@ impl Sight<'_> {
             disk_bytes_free: said.disk_bytes_free,
             version: said.version.clone(),
             command_version: said.command_version,
-            caught_up: self.seen.is_caught_up(node),
-            may_stop: self.seen.may_stop(node),
+            caught_up,
+            may_stop,
             clock_ahead_millis: heard.map_or(0, |heard| heard.clock_ahead_millis(self.now_nanos)),
             term: said.term,
         }

@@ -15,7 +15,7 @@ use databroker_proto::internal::{
 use futures::future::{BoxFuture, join_all};
 use ring::digest;
 
-use super::{Node, Shared, absence::Absence};
+use super::{Node, Shared, absence::Absence, shape::Observed};
 use crate::raft::{
     NodeId,
     runtime::Runtime,
@@ -173,6 +173,11 @@ impl<R: Runtime> Node<R> {
         let (progress, member) = (snapshot.progress(), &shared.member);
         let disk = self.disk();
         let members = shared.replica.members().members;
+        let judged = role.leads.then(|| self.observe());
+        let those = |verdict: fn(&Observed, NodeId) -> bool| {
+            let judged = judged.iter().flat_map(|seen| seen.members.keys().map(move |node| (seen, *node)));
+            judged.filter(|(seen, node)| verdict(seen, *node)).map(|(_, node)| node).collect()
+        };
         Introduction {
             node: shared.replica.node_id(),
             name: member.name.clone(),
@@ -192,6 +197,8 @@ impl<R: Runtime> Node<R> {
             committed_index: picture.committed_index.unwrap_or(0),
             latest_record_version: progress.latest_record_version,
             store_now_nanos: progress.now_nanos,
+            caught_up: those(Observed::is_caught_up),
+            may_stop: those(Observed::may_stop),
         }
     }
 }

@@ -26,7 +26,7 @@ async fn strangers_are_refused_on_the_peers_port_from_inside_the_cluster() -> an
             let authority = text(&peers, "ca.crt")?;
             load.greet(&json!({"address": address, "serverName": host, "authority": authority,
                 "certificate": certificate, "key": key}))
-            .await
+                .await
         };
 
         // So that a refusal means something.

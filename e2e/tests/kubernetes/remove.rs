@@ -39,13 +39,14 @@ async fn what_is_retained_is_there_again_and_what_is_to_go_is_gone() -> anyhow::
 
 async fn put(scene: &Scene, id: &str) -> anyhow::Result<()> {
     let pod = scene.brokers().await?.into_keys().next().context("no broker")?;
-    let record = r#"{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"}"#;
-    in_pod(&scene.namespace, &pod, &["/databroker", "put", "databroker.dev/e2e", id, record]).await.map(drop)
+    let data = json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"});
+    let record = json!({"type": "databroker.dev/e2e", "id": id, "data": data}).to_string();
+    in_pod(&scene.namespace, &pod, &["/databroker", "put", "--exact-type", &record]).await.map(drop)
 }
 
 async fn get(scene: &Scene, id: &str) -> anyhow::Result<bool> {
     let pod = scene.brokers().await?.into_keys().next().context("no broker")?;
-    match in_pod(&scene.namespace, &pod, &["/databroker", "get", "databroker.dev/e2e", id]).await {
+    match in_pod(&scene.namespace, &pod, &["/databroker", "get", "--exact-type", "databroker.dev/e2e", id]).await {
         Ok(_) => Ok(true),
         Err(error) if error.to_string().contains("not found") => Ok(false),
         Err(error) => Err(error),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde_json::json;
 
-use crate::harness::{Scene, figure, is_ready, load::Way, scene, tools::tag};
+use crate::harness::{Scene, condition, figure, is_ready, load::Way, scene, tools::tag, until};
 
 #[tokio::test]
 async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()> {
@@ -17,13 +17,13 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
 
         // Held in the middle: some pod is new, and it stays at that.
         scene.change(json!({"image": format!("databroker:{}-next", tag())})).await?;
-        scene
-            .until("the first pod of the new revision", Duration::from_secs(60), |object| {
-                object.status.as_ref().is_some_and(|status| status.updated_replicas >= 1)
-            })
-            .await?;
+        until("the first pod is made anew", Duration::from_secs(60), async || {
+            Ok((!changed(scene, &before).await?.is_empty()).then_some(()))
+        })
+        .await?;
         scene.change(json!({"updateStrategy": {"paused": true}})).await?;
         let held = scene.ready(Duration::from_secs(60)).await?;
+        ensure!(condition(&held, "Reconciling").1 == "UpdatePaused", "{:?}", condition(&held, "Reconciling"));
         let updated = held.status.map(|status| status.updated_replicas).unwrap_or_default();
         ensure!((1..3).contains(&updated), "{updated} pods are new while the roll is held");
         let renewed = changed(scene, &before).await?;
@@ -53,10 +53,7 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
 }
 
 /// The pods that were made anew.
-async fn changed(
-    scene: &Scene,
-    before: &std::collections::BTreeMap<String, String>,
-) -> anyhow::Result<Vec<String>> {
+async fn changed(scene: &Scene, before: &std::collections::BTreeMap<String, String>) -> anyhow::Result<Vec<String>> {
     let now = scene.uids().await?;
     Ok(now.into_iter().filter(|(name, uid)| before.get(name) != Some(uid)).map(|(name, _)| name).collect())
 }

@@ -31,9 +31,9 @@ fn refused() -> Vec<(Value, &'static str)> {
 /// Changes that are refused of one that is there.
 fn immutable() -> Vec<(Value, &'static str)> {
     vec![
-        (json!({"storage": {"size": "2Gi"}}), "immutable"),
-        (json!({"storage": {"storageClassName": "other"}}), "immutable"),
-        (json!({"storage": {"ephemeral": true}}), "immutable"),
+        (json!({"storage": {"size": "2Gi"}}), "storage.size cannot be changed yet"),
+        (json!({"storage": {"storageClassName": "other"}}), "storage.storageClassName cannot be changed"),
+        (json!({"storage": {"ephemeral": true, "size": null}}), "storage.ephemeral cannot be changed"),
     ]
 }
 
@@ -125,11 +125,11 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         scene.ready(Duration::from_secs(120)).await?;
 
         // What others change of our objects is put right.
-        let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        let patch = Patch::Merge(json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 7}}}}));
         sets.patch(NAME, &PatchParams::default(), &patch).await?;
         until("the StatefulSet is put right", Duration::from_secs(60), async || {
-            let spec = sets.get(NAME).await?.spec.context("spec")?;
-            Ok((spec.replicas == Some(1)).then_some(()))
+            let template = sets.get(NAME).await?.spec.context("spec")?.template;
+            Ok((template.spec.context("pod")?.termination_grace_period_seconds == Some(20)).then_some(()))
         })
         .await?;
         scene.ready(Duration::from_secs(120)).await?;
@@ -143,7 +143,10 @@ async fn the_definition_that_is_installed_is_the_one_of_the_source() -> anyhow::
     scene("definition", async |scene| {
         let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/databrokers.databroker.dev";
         let installed: Value = scene.client.request(http::Request::get(path).body(Vec::new())?).await?;
-        ensure!(installed["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", "it would go with the chart");
+        ensure!(
+            installed["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep",
+            "it would go with the chart"
+        );
         let accepted = installed["status"]["conditions"].as_array().context("conditions")?;
         let violated = accepted.iter().find(|one| one["type"] == "NonStructuralSchema" && one["status"] == "True");
         ensure!(violated.is_none(), "{violated:?}");

@@ -112,9 +112,9 @@ pub struct DatabrokerSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('databroker.dev/'))").message("annotations of databroker.dev/ are the operator's"))]
     pub pod_annotations: BTreeMap<String, String>,
-    /// How long a stopping broker has, in seconds, to hand over and to end what is under way.
+    /// How long a stopping broker has, in seconds, to be forgotten by the Services, to hand over, and to end what is under way.
     #[serde(default = "defaults::termination_grace_period_seconds")]
-    #[schemars(range(min = 5, max = 3600))]
+    #[schemars(range(min = 10, max = 3600))]
     pub termination_grace_period_seconds: i64,
 
     /// The key that clients sign their tokens with.

@@ -70,16 +70,16 @@ mod tests {
     /// `UPDATE_CRDS=1 cargo test` writes it anew.
     #[test]
     fn what_is_stored_is_what_is_printed() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/databroker.yaml");
         let made = yaml().unwrap();
-        if std::env::var_os("UPDATE_CRDS").is_some() {
-            std::fs::write(path, &made).unwrap();
+        // Helm reads no file outside a chart.
+        for path in ["crds/databroker.yaml", "charts/databroker-operator/files/databroker.yaml"] {
+            let file = format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("UPDATE_CRDS").is_some() {
+                std::fs::write(&file, &made).unwrap();
+            }
+            let stored = std::fs::read_to_string(&file).unwrap();
+            assert!(stored == made, "{path} is not what `databroker-operator crd` prints: UPDATE_CRDS=1 cargo test");
         }
-        let stored = std::fs::read_to_string(path).unwrap();
-        assert!(
-            stored == made,
-            "crds/databroker.yaml is not what `databroker-operator crd` prints: UPDATE_CRDS=1 cargo test"
-        );
     }
 
     #[test]

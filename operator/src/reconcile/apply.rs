@@ -72,24 +72,30 @@ pub struct Done {
     pub founded: Option<String>,
     /// The leader has handed over.
     pub handed_over: bool,
+    /// The StatefulSet was changed: what was seen of it is no longer so.
+    pub reshaped: bool,
 }
 
-/// Whether `observed` has all that `desired` says. What is not said is others' to decide.
-pub fn is_within(desired: &Value, observed: &Value) -> bool {
+/// Where `observed` first differs from what `desired` says, as a path; `None` where it has all of it. What is not said is
+/// others' to decide.
+pub fn difference(desired: &Value, observed: &Value) -> Option<String> {
+    let within = |key: &str, inner: String| if inner.is_empty() { key.to_owned() } else { format!("{key}.{inner}") };
     match (desired, observed) {
-        (Value::Object(desired), Value::Object(observed)) => {
-            desired.iter().all(|(key, value)| match observed.get(key) {
+        (Value::Object(desired), Value::Object(observed)) => desired.iter().find_map(|(key, value)| {
+            let inner = match observed.get(key) {
                 Some(observed) if ["requests", "limits"].contains(&key.as_str()) => {
-                    are_equal_quantities(value, observed)
+                    (!are_equal_quantities(value, observed)).then(String::new)
                 }
-                Some(observed) => is_within(value, observed),
-                None => is_nothing(value),
-            })
+                Some(observed) => difference(value, observed),
+                None => (!is_nothing(value)).then(String::new),
+            };
+            inner.map(|inner| within(key, inner))
+        }),
+        (Value::Array(desired), Value::Array(observed)) if desired.len() == observed.len() => {
+            let mut pairs = desired.iter().zip(observed).enumerate();
+            pairs.find_map(|(index, (a, b))| difference(a, b).map(|inner| within(&index.to_string(), inner)))
         }
-        (Value::Array(desired), Value::Array(observed)) => {
-            desired.len() == observed.len() && desired.iter().zip(observed).all(|(a, b)| is_within(a, b))
-        }
-        (desired, observed) => desired == observed,
+        (desired, observed) => (desired != observed).then(String::new),
     }
 }
 
@@ -167,26 +173,28 @@ impl Applier<'_> {
         Api::namespaced(self.client.clone(), self.namespace)
     }
 
-    /// Applies it, unless `there` is as it says.
-    async fn apply<K: Object>(&self, desired: &K, there: Option<&K>) -> Result<(), Error> {
+    /// Applies it, unless `there` is as it says; returns whether it was changed.
+    async fn apply<K: Object>(&self, desired: &K, there: Option<&K>) -> Result<bool, Error> {
         let body = serde_json::to_value(desired).unwrap_or_default();
-        if let Some(there) = there
-            && is_within(&body, &serde_json::to_value(there).unwrap_or_default())
-        {
-            return Ok(());
-        }
+        let because = match there {
+            None => "it was not there".to_owned(),
+            Some(there) => match difference(&body, &serde_json::to_value(there).unwrap_or_default()) {
+                None => return Ok(false),
+                Some(path) => format!("{path} was another"),
+            },
+        };
         let name = desired.name_any();
         let params = PatchParams::apply(meta::MANAGER).force();
         let failed = |source| Error::Apply { kind: K::kind(&()).into_owned(), name: name.clone(), source };
         call(self.api::<K>().patch(&name, &params, &Patch::Apply(desired))).await.map_err(failed)?;
-        tracing::info!(kind = %K::kind(&()), name, namespace = self.namespace, "applied");
-        Ok(())
+        tracing::info!(kind = %K::kind(&()), name, namespace = self.namespace, because, "applied");
+        Ok(true)
     }
 
     /// The same with what the cache has of that name.
     async fn apply_cached<K: Object>(&self, desired: &K, store: &Store<K>) -> Result<(), Error> {
         let there = store.get(&ObjectRef::new(&desired.name_any()).within(self.namespace));
-        self.apply(desired, there.as_deref()).await
+        self.apply(desired, there.as_deref()).await.map(drop)
     }
 
     /// One that may be absent: applied, or deleted if it is ours.
@@ -245,11 +253,12 @@ pub async fn secrets(context: &Context, valid: &Valid, secrets: &Secrets) -> Res
     Ok(())
 }
 
-/// Applies all other objects; the StatefulSet last, because its pods need the rest.
+/// Applies all other objects; the StatefulSet last, because its pods need the rest. Returns whether that was changed, by this
+/// or by somebody else.
 ///
 /// # Errors
 /// The API server refuses.
-pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, there: &There) -> Result<(), Error> {
+pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, there: &There) -> Result<bool, Error> {
     let Resources { config_map, service_account, headless, client, leader, pdb, network_policy, statefulset } =
         resources;
     let (caches, name) = (&context.caches, &valid.name);
@@ -265,7 +274,7 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
     // Decided on what was seen: if that is old, the API server says so.
     statefulset.metadata.resource_version = there.statefulset.as_ref().and_then(StatefulSet::resource_version);
     match applier.apply(&statefulset, there.statefulset.as_ref()).await {
-        Err(Error::Apply { source, .. }) if source.is_conflict() => Ok(()),
+        Err(Error::Apply { source, .. }) if source.is_conflict() => Ok(true),
         applied => applied,
     }
 }
@@ -363,18 +372,21 @@ mod tests {
     #[test]
     fn what_others_add_is_no_reason_to_apply_and_what_they_change_is() {
         let desired = json!({"a": 1, "list": [{"name": "x"}], "none": null, "empty": {}});
-        assert!(is_within(&desired, &json!({"a": 1, "b": 2, "list": [{"name": "x", "default": true}]})));
-        assert!(!is_within(&desired, &json!({"a": 2, "list": [{"name": "x"}]})));
-        assert!(!is_within(&desired, &json!({"a": 1, "list": [{"name": "x"}, {"name": "y"}]})));
-        assert!(!is_within(&desired, &json!({"a": 1})));
+        let differs = |observed| difference(&desired, &observed);
+        assert_eq!(differs(json!({"a": 1, "b": 2, "list": [{"name": "x", "default": true}]})), None);
+        assert_eq!(differs(json!({"a": 2, "list": [{"name": "x"}]})).as_deref(), Some("a"));
+        assert_eq!(differs(json!({"a": 1, "list": [{"name": "y"}]})).as_deref(), Some("list.0.name"));
+        assert_eq!(differs(json!({"a": 1, "list": [{"name": "x"}, {"name": "y"}]})).as_deref(), Some("list"));
+        assert_eq!(differs(json!({"a": 1})).as_deref(), Some("list"));
     }
 
     #[test]
     fn quantities_are_compared_by_what_they_mean_where_they_are_quantities() {
         let of = |text: &str| json!({"requests": {"memory": text}});
-        assert!(is_within(&of("1024Mi"), &of("1Gi")) && is_within(&of("0.5"), &of("500m")));
-        assert!(!is_within(&of("1G"), &of("1Gi")) && !is_within(&of("much"), &of("1Gi")));
-        assert!(is_within(&of("much"), &of("much")));
-        assert!(!is_within(&json!({"annotations": {"a": "1k"}}), &json!({"annotations": {"a": "1000"}})));
+        let equal = |a: &str, b: &str| difference(&of(a), &of(b)).is_none();
+        assert!(equal("1024Mi", "1Gi") && equal("0.5", "500m") && equal("much", "much"));
+        assert!(!equal("1G", "1Gi") && !equal("much", "1Gi"));
+        let annotation = |text: &str| json!({"annotations": {"a": text}});
+        assert!(difference(&annotation("1k"), &annotation("1000")).is_some());
     }
 }

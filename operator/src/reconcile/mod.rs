@@ -97,6 +97,11 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
         Ok(done) => (done.clone(), None),
         Err(error) => (Done::default(), Some(error.to_string())),
     };
+    if done.reshaped {
+        // Or the status would say of the new spec what is so of the old.
+        look.seen.update_revision = None;
+        look.plan = plan(valid.wanted(), &look.seen);
+    }
     let visit = Visit {
         valid: &valid,
         there: &look.there,
@@ -142,9 +147,10 @@ async fn act(context: &Context, valid: &Valid, look: &Look, secrets: &Secrets) -
     let desired = resources::build(valid, plan.replicas);
     // Client.
     apply::secrets(context, valid, secrets).await?;
-    apply::resources(context, valid, &desired, there).await?;
+    let reshaped = apply::resources(context, valid, &desired, there).await?;
     apply::leader_label(context, valid, there, seen.cluster.as_ref().map(|cluster| cluster.leader)).await?;
-    apply::step(context, valid, there, plan, addresses, secrets).await
+    let done = apply::step(context, valid, there, plan, addresses, secrets).await?;
+    Ok(Done { reshaped, ..done })
 }
 
 async fn refuse(object: &Databroker, context: &Context, invalid: &Invalid) -> Result<Duration, Error> {

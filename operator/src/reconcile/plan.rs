@@ -223,6 +223,8 @@ pub enum Waiting {
     Pod,
     /// A lost disk is replaced, or a member catches up.
     Members,
+    /// The StatefulSet's controller is to say which revision the last change is.
+    Revision,
 }
 
 /// What a person has to look at.
@@ -464,6 +466,10 @@ fn in_flight(wanted: Wanted, seen: &Seen, old: &[(u32, &Pod)]) -> bool {
 
 /// Nothing is to be done; whether all is well.
 fn rest(seen: &Seen, cluster: &Cluster) -> Step {
+    if seen.update_revision.is_none() {
+        // Every pod may be of an old one.
+        return Step::Wait(Waiting::Revision);
+    }
     let pods_wanted = seen.pods_wanted.unwrap_or_default();
     let well = |ordinal| seen.pods.get(&ordinal).is_some_and(|pod| pod.ready && !pod.terminating);
     if !cluster.settled || cluster.members.iter().any(|member| !member.votes || !member.caught_up) {

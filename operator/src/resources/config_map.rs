@@ -29,6 +29,11 @@ pub fn build(valid: &Valid) -> ConfigMap {
     }
 }
 
+/// What is left of the pod's grace period for the broker to stop in.
+fn stopping_seconds(grace_seconds: i64) -> i64 {
+    (grace_seconds - pod::LINGER_SECONDS - RESERVE_SECONDS).max(1)
+}
+
 fn keys(valid: &Valid) -> BTreeMap<&'static str, serde_json::Value> {
     let spec = &valid.spec;
     let mut keys = BTreeMap::from([
@@ -50,7 +55,7 @@ fn keys(valid: &Valid) -> BTreeMap<&'static str, serde_json::Value> {
         ("databroker_cluster_discovery", json!(format!("dns://{}:{}", meta::domain(valid), pod::PEERS_PORT))),
         ("databroker_raft_bind_address", json!(format!(":{}", pod::PEERS_PORT))),
         ("databroker_peer_ca_file", json!(format!("{}/ca.crt", pod::PEERS))),
-        ("shutdown_grace_period", json!(format!("{}s", spec.termination_grace_period_seconds - RESERVE_SECONDS))),
+        ("shutdown_grace_period", json!(format!("{}s", stopping_seconds(spec.termination_grace_period_seconds)))),
     ]);
     match spec.tls.mode {
         TlsMode::SelfManaged => {

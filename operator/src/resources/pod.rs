@@ -5,9 +5,9 @@
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-        HTTPGetAction, KeyToPath, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-        ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
-        VolumeMount,
+        HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, ObjectFieldSelector, PodSecurityContext, PodSpec,
+        PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction,
+        TopologySpreadConstraint, Volume, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -47,6 +47,10 @@ pub const SHARED_SECRET_FILE: &str = "shared_secret";
 
 /// The volume of the data, as a claim template or an empty directory.
 pub const DATA_VOLUME: &str = "data";
+
+/// How long a pod that is to stop goes on as if nothing were: until every node has heard that the Services do not lead to
+/// it any more. New connections would be refused in the meantime.
+pub const LINGER_SECONDS: i64 = 3;
 
 /// Nobody in particular. The image's user, too.
 const USER: i64 = 65532;
@@ -144,6 +148,13 @@ fn container(valid: &Valid) -> Container {
         startup_probe: Some(Probe { period_seconds: Some(1), failure_threshold: Some(600), ..probe("/startupz") }),
         readiness_probe: Some(Probe { period_seconds: Some(2), failure_threshold: Some(2), ..probe("/readyz") }),
         liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..probe("/healthz") }),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: LINGER_SECONDS }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -197,10 +208,11 @@ fn environment(valid: &Valid) -> Vec<EnvVar> {
 }
 
 fn mounts(valid: &Valid) -> Vec<VolumeMount> {
-    let mount = |name: &str, path: &str, read_only| VolumeMount {
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.into(),
         mount_path: path.into(),
-        read_only: Some(read_only),
+        // The API server leaves out what is false: it would differ for ever.
+        read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
     let mut mounts = vec![

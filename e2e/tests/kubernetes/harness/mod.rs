@@ -34,10 +34,7 @@ pub(crate) struct Scene {
 
 /// Plays a story in a namespace of its own, with the operator installed and working. What is there is written down if it
 /// ends with an error; afterwards the namespace is gone.
-pub(crate) async fn scene(
-    story: &str,
-    play: impl AsyncFnOnce(&Scene) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+pub(crate) async fn scene(story: &str, play: impl AsyncFnOnce(&Scene) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     ensure!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG names no cluster: run e2e/test kubernetes");
     let client = Client::try_default().await?;
@@ -178,7 +175,10 @@ impl Scene {
     /// How the cluster stands by its own word: asked in the pods, one after the other, until a leader is known.
     pub(crate) async fn cluster(&self) -> anyhow::Result<Value> {
         let mut failed = None;
-        for name in self.brokers().await?.into_keys() {
+        // One that is cut off is asked last.
+        let brokers = self.brokers().await?.into_iter();
+        let (ready, unready): (Vec<_>, Vec<_>) = brokers.partition(|(_, pod)| is_pod_ready(pod));
+        for (name, _) in ready.into_iter().chain(unready) {
             match tools::in_pod(&self.namespace, &name, &["/databroker", "cluster", "status", "-o", "json"]).await {
                 Ok(said) => {
                     let status: Value = serde_json::from_str(&said)?;
@@ -219,6 +219,13 @@ impl Scene {
         let pod = self.pods().get(pod).await?;
         pod.spec.and_then(|spec| spec.node_name).context("the pod is on no node")
     }
+}
+
+/// Whether a pod is ready and stays.
+pub(crate) fn is_pod_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Whether it is Ready, and that is about the present spec.

@@ -11,6 +11,7 @@ use kube::{
 use tokio::sync::OnceCell;
 
 use super::{
+    is_pod_ready,
     tools::{kubectl, repository, run, tag},
     until,
 };
@@ -28,7 +29,7 @@ pub(crate) async fn ensure_installed(client: &Client) -> anyhow::Result<()> {
     INSTALLED.get_or_try_init(async || install(&tag()).await).await?;
     until("the operator's pods are all there", Duration::from_secs(60), async || {
         let pods = pods(client).await?;
-        Ok((pods.len() == 2 && pods.iter().all(is_ready)).then_some(()))
+        Ok((pods.len() == 2 && pods.iter().all(is_pod_ready)).then_some(()))
     })
     .await
 }
@@ -54,7 +55,7 @@ pub(crate) async fn scale(client: &Client, replicas: usize) -> anyhow::Result<()
     kubectl(&["scale", "deployment", RELEASE, "--namespace", NAMESPACE, &format!("--replicas={replicas}")]).await?;
     until(&format!("{replicas} replicas of the operator"), Duration::from_secs(60), async || {
         let pods = pods(client).await?;
-        Ok((pods.len() == replicas && pods.iter().all(is_ready)).then_some(()))
+        Ok((pods.len() == replicas && pods.iter().all(is_pod_ready)).then_some(()))
     })
     .await
 }
@@ -89,10 +90,4 @@ pub(crate) async fn pods(client: &Client) -> anyhow::Result<Vec<Pod>> {
     let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let own = ListParams::default().labels("app.kubernetes.io/name=databroker-operator");
     Ok(api.list(&own).await?.items)
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    pod.metadata.deletion_timestamp.is_none()
-        && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

@@ -139,3 +139,10 @@ fn a_marked_volume_is_discarded_before_its_name_is_used_again() {
     seen.volumes.remove(&2);
     assert_eq!(plan(WANTED, &seen).replicas, 3);
 }
+
+/// Or a change of the image would be Ready before it has begun.
+#[test]
+fn nothing_is_settled_before_the_last_change_has_a_revision() {
+    assert_eq!(step(&settled()), Step::Settled);
+    assert_eq!(step(&Seen { update_revision: None, ..settled() }), Step::Wait(Waiting::Revision));
+}

@@ -188,6 +188,7 @@ fn wait(visit: &Visit<'_>, waiting: Waiting) -> Verdict {
         Waiting::Held => (Reason::UpdatePaused, "pods of an old revision stay, as spec.updateStrategy says"),
         Waiting::Pod => (Reason::PodNotReady, "a pod is not ready"),
         Waiting::Members => (Reason::CatchingUp, "members catch up"),
+        Waiting::Revision => (Reason::Creating, "the StatefulSet was changed just now"),
     };
     let cause = trouble(visit).or(next.map(str::to_owned));
     let message = cause.map_or(message.to_owned(), |cause| format!("{message}: {cause}"));
