@@ -48,7 +48,7 @@ async fn get(scene: &Scene, id: &str) -> anyhow::Result<bool> {
     let pod = scene.brokers().await?.into_keys().next().context("no broker")?;
     match in_pod(&scene.namespace, &pod, &["/databroker", "get", "--exact-type", "databroker.dev/e2e", id]).await {
         Ok(_) => Ok(true),
-        Err(error) if error.to_string().contains("not found") => Ok(false),
+        Err(error) if error.to_string().contains("there is no record") => Ok(false),
         Err(error) => Err(error),
     }
 }
