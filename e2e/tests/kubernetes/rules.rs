@@ -113,6 +113,14 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         let none = kubectl(&["get", "networkpolicies", "-n", &scene.namespace, "-o", "name"]).await?;
         ensure!(none.is_empty(), "{none}");
 
+        // Its certificate goes, and comes again.
+        scene.change(json!({"tls": {"mode": "Disabled"}})).await?;
+        scene.ready(Duration::from_secs(120)).await?;
+        let secrets = kubectl(&["get", "secrets", "-n", &scene.namespace, "-o", "name"]).await?;
+        ensure!(!secrets.contains("databroker-tls"), "{secrets}");
+        scene.change(json!({"tls": {"mode": "SelfManaged"}})).await?;
+        scene.ready(Duration::from_secs(120)).await?;
+
         // What cannot be is reported.
         scene.change(json!({"sharedSecret": {"secretRef": {"name": "missing", "key": "key"}}})).await?;
         let object = scene

@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::ensure;
+use kube::ResourceExt as _;
 use rand::RngExt as _;
 use serde_json::json;
 
-use crate::harness::{NAME, Scene, figure, is_ready, load::Way, operator, scene, tools::kubectl};
+use crate::harness::{NAME, Scene, figure, is_ready, load::Way, operator, scene, tools::kubectl, until};
 
 /// A step of one or two members, with the operator killed on the way.
 const STEP_MAX: Duration = Duration::from_secs(180);
@@ -60,6 +61,45 @@ async fn through_sizes(scene: &Scene) -> anyhow::Result<()> {
     let claims = scene.claims().list(&Default::default()).await?.items.len();
     ensure!(claims == 5, "volumes are kept, but {claims} are there");
     Ok(())
+}
+
+/// Its old disk knows nothing of its removal: with another of its kind it could elect a leader beside the real one.
+#[tokio::test]
+async fn a_member_that_was_removed_unheard_returns_without_its_old_disk() -> anyhow::Result<()> {
+    scene("unheard", async |scene| {
+        scene.found(json!({})).await?;
+        let load = scene.load("load", Way::EachPod, None).await?;
+        let (name, claim) = (format!("{NAME}-2"), format!("data-{NAME}-2"));
+        let node = scene.node_of(&name).await?;
+        let old = scene.claims().get(&claim).await?.uid();
+        kubectl(&["cordon", &node]).await?;
+        let removed = async {
+            // Its volume is on that node: it cannot come back.
+            scene.kill(&name).await?;
+            scene.change(json!({"replicas": 1})).await?;
+            let marked = until("its volume is marked", STEP_MAX, async || {
+                let claim = scene.claims().get(&claim).await?;
+                Ok(claim.annotations().get("databroker.dev/retired").cloned())
+            });
+            println!("{claim} is marked as that of {}", marked.await?);
+            scene
+                .until("one replica", STEP_MAX, |object| {
+                    is_ready(object) && object.status.as_ref().is_some_and(|status| status.replicas == 1)
+                })
+                .await
+        }
+        .await;
+        kubectl(&["uncordon", &node]).await?;
+        removed?;
+        scene.change(json!({"replicas": 3})).await?;
+        scene.until("three replicas", STEP_MAX, is_ready).await?;
+        scene.whole(3, Duration::from_secs(30)).await?;
+        ensure!(scene.claims().get(&claim).await?.uid() != old, "it has its old volume");
+        let report = load.finish().await?;
+        ensure!(report.window.resyncs == 0, "{report:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Kills it at random moments, until told to stop; returns how often.
