@@ -76,6 +76,13 @@ async fn a_member_that_was_removed_unheard_returns_without_its_old_disk() -> any
         let removed = async {
             // Its volume is on that node: it cannot come back.
             scene.kill(&name).await?;
+            // A pod that is killed has a moment still, in which it would hear of it.
+            until("it cannot be reached", STEP_MAX, async || {
+                let status = scene.cluster().await?;
+                let mut members = status["members"].as_array().into_iter().flatten();
+                Ok(members.any(|member| member["name"] == name && member["reachable"] == false).then_some(()))
+            })
+            .await?;
             scene.change(json!({"replicas": 1})).await?;
             let marked = until("its volume is marked", STEP_MAX, async || {
                 let claim = scene.claims().get(&claim).await?;
