@@ -39,7 +39,7 @@ async fn another_operator_restarts_no_broker() -> anyhow::Result<()> {
 /// A right: what may be done to which kind, with its group.
 type Right = (String, String, String);
 
-/// The last of all stories by its name, because the others have to have happened.
+/// By its name after the stories that use a right of their own: they have to have happened.
 #[tokio::test]
 async fn zz_the_operator_has_no_right_that_it_does_not_use() -> anyhow::Result<()> {
     let Some(log) = std::env::var_os("E2E_AUDIT_LOG") else {
