@@ -44,9 +44,7 @@ async fn each_rule_is_refused_with_its_message() -> anyhow::Result<()> {
         for (spec, message) in refused() {
             let object = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
                 "metadata": {"name": NAME}, "spec": spec});
-            let object: Value = object;
-            let made: Result<Value, _> = create(scene, &object).await;
-            match made {
+            match create(scene, &object).await {
                 Ok(_) => bail!("accepted: {spec}"),
                 Err(error) => ensure!(error.to_string().contains(message), "{spec}: {error}"),
             }
