@@ -16,9 +16,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"databroker.dev/e2e/conformance/token"
 	databrokerpb "github.com/pomerium/pomerium/pkg/grpc/databroker"
 	registrypb "github.com/pomerium/pomerium/pkg/grpc/registry"
 )
@@ -214,23 +214,11 @@ func (b *broker) connect() error {
 
 // dial connects as Pomerium's services do: plaintext, a new token for each call, waiting for the connection.
 func dial(target string, key []byte, more ...grpc.DialOption) (*grpc.ClientConn, error) {
-	withToken := func(ctx context.Context) context.Context {
-		if md, ok := metadata.FromOutgoingContext(ctx); ok && len(md.Get("jwt")) > 0 {
-			return ctx
-		}
-		return metadata.AppendToOutgoingContext(ctx, "jwt", newToken(key))
-	}
-	return grpc.NewClient(target, append([]grpc.DialOption{
+	options := append(token.WithEachCall(key),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return invoker(withToken(ctx), method, req, reply, cc, opts...)
-		}),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			return streamer(withToken(ctx), desc, cc, method, opts...)
-		}),
-	}, more...)...)
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	return grpc.NewClient(target, append(options, more...)...)
 }
 
 func (b *broker) client() client { return clientOn(b.conn) }

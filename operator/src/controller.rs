@@ -126,7 +126,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         } => ended,
     };
     metrics.lead(false);
-    // Given back, so that the next need not wait.
+    // Given back. The next looks when the Lease that it saw would have ended, and finds it free: nothing it does is urgent.
     drop(held);
     let _ = tokio::time::timeout(Duration::from_secs(3), keeping).await;
     ended

@@ -91,7 +91,10 @@ fn lag(member: &MemberStatus) -> String {
 fn disk(member: &MemberStatus) -> String {
     match member.disk_bytes {
         0 => "-".to_owned(),
-        used => format!("{} ({} free)", size(used), size(member.disk_bytes_free)),
+        used => {
+            let full = if member.disk_full { ", FULL" } else { "" };
+            format!("{} ({} free{full})", size(used), size(member.disk_bytes_free))
+        }
     }
 }
 

@@ -244,6 +244,7 @@ impl Sight<'_> {
             lag_millis: if said.store_now_nanos == 0 { 0 } else { behind(|said| said.store_now_nanos) / 1_000_000 },
             disk_bytes: said.disk_bytes,
             disk_bytes_free: said.disk_bytes_free,
+            disk_full: said.disk_full,
             version: said.version.clone(),
             command_version: said.command_version,
             caught_up,

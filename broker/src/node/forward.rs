@@ -114,7 +114,7 @@ impl<R: Runtime> Node<R> {
             }
             // It leads, and another would take no more. `TooEarly` passes: the sender's store has the version raised, and
             // this one's will in a moment.
-            Err(error @ (Error::Overloaded | Error::TooEarly { .. })) => {
+            Err(error @ (Error::Overloaded | Error::TooEarly { .. } | Error::Full(_))) => {
                 peer_reply::Kind::Busy(Busy { reason: error.to_string() })
             }
             Err(

@@ -171,7 +171,6 @@ impl<R: Runtime> Node<R> {
         let shared = &self.shared;
         let (snapshot, role, picture) = (shared.reader.snapshot(), self.role(), shared.replica.picture());
         let (progress, member) = (snapshot.progress(), &shared.member);
-        let disk = self.disk();
         let members = shared.replica.members().members;
         let judged = role.leads.then(|| self.observe());
         let those = |verdict: fn(&Observed, NodeId) -> bool| {
@@ -191,8 +190,9 @@ impl<R: Runtime> Node<R> {
             members: members.iter().map(|(node, member)| member.to_message(*node)).collect(),
             configured_digest: configured_digest(&shared.configured),
             applied_index: progress.applied.map_or(0, |applied| applied.index),
-            disk_bytes: disk.taken_bytes,
-            disk_bytes_free: disk.free_bytes,
+            disk_bytes: self.taken(),
+            disk_bytes_free: shared.space.free().unwrap_or(0),
+            disk_full: shared.space.full().is_some(),
             term: role.term,
             committed_index: picture.committed_index.unwrap_or(0),
             latest_record_version: progress.latest_record_version,

@@ -22,6 +22,7 @@ use self::{
     outbound::Outbound,
     refusals::Refusals,
     replication::WriteGap,
+    space::Space,
     tracker::Requests,
 };
 use crate::{
@@ -55,6 +56,7 @@ mod replication;
 mod retire;
 pub mod route;
 pub mod shape;
+mod space;
 mod steward;
 mod sweep;
 mod tracker;
@@ -66,6 +68,7 @@ pub use self::{
     hello::{NoSeeds, Seeds},
     open::{Bootstrap, Founding, OpenError, Options, Parts, Peers, Storage},
     replication::{Part, Replication},
+    space::{Full, Volume},
     sweep::ChangeLog,
 };
 
@@ -107,6 +110,9 @@ pub enum Error {
         /// What all members are known to understand.
         raised: u32,
     },
+    /// The leader's disk is nearly full.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The store or the log failed; the process is about to end.
     #[error("the node has failed: {reason}")]
     Failed {
@@ -165,9 +171,9 @@ struct Shared<R: Runtime> {
     configured: Vec<ShapeMember>,
     /// What the leader does next, for people; empty when there is nothing to do.
     next_step: watch::Sender<String>,
-    free_space: FreeSpace,
-    /// When the disk was looked at last, and what was seen.
-    disk: Mutex<Option<(Instant, DiskSpace)>>,
+    space: Space,
+    /// When it was looked at last what the data takes, and what was seen.
+    taken: Mutex<Option<(Instant, u64)>>,
     request_room: Arc<Semaphore>,
     byte_room: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
@@ -175,17 +181,7 @@ struct Shared<R: Runtime> {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tells how many bytes are free on the volume of the data.
-pub type FreeSpace = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// What the data takes, and what is left.
-#[derive(Clone, Copy, Debug, Default)]
-struct DiskSpace {
-    taken_bytes: u64,
-    free_bytes: u64,
-}
-
-/// How old the sizes of the disk may be: looking takes milliseconds, and elections wait meanwhile.
+/// How old the sizes of the data may be: looking takes milliseconds, and elections wait meanwhile.
 const DISK_LOOK: Duration = Duration::from_secs(10);
 
 /// The engines below a node.
@@ -235,6 +231,11 @@ impl<R: Runtime> Node<R> {
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
         self.ready()?;
+        if let Some(full) = shared.space.of_leader(|| self.leader_full())
+            && space::grows(&kind)
+        {
+            return Err(full.into());
+        }
         let deadline = Instant::now() + shared.hold;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
         self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
@@ -362,16 +363,27 @@ impl<R: Runtime> Node<R> {
         (self.shared.log_engine.stats(), self.shared.replica.store_stats())
     }
 
-    /// What the data takes, a moment ago.
-    fn disk(&self) -> DiskSpace {
-        let mut last = self.shared.disk.lock();
+    /// Whether the leader's disk is nearly full: this node's own, or by what the leader said last.
+    fn leader_full(&self) -> Option<Full> {
+        if self.role().leads {
+            return self.shared.space.full();
+        }
+        let leader = self.shared.replica.present_leader()?;
+        let known = self.shared.directory.all();
+        let said = known.values().map(|heard| &heard.said).find(|said| said.node == leader)?;
+        said.disk_full.then_some(Full { free: said.disk_bytes_free })
+    }
+
+    /// What the data takes on the disk, a moment ago, in bytes.
+    fn taken(&self) -> u64 {
+        let mut last = self.shared.taken.lock();
         if let Some((at, seen)) = *last
             && at.elapsed() < DISK_LOOK
         {
             return seen;
         }
         let (log, store) = self.engine_stats();
-        let seen = DiskSpace { taken_bytes: log.bytes + store.bytes, free_bytes: (self.shared.free_space)() };
+        let seen = log.bytes + store.bytes;
         *last = Some((Instant::now(), seen));
         seen
     }

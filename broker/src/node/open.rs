@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Engines, Error, FreeSpace, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
+    Engines, Error, Node, REQUEST_BYTES_MAX, REQUESTS_MAX, Shared,
     coalesce::{Coalescer, Ground},
     directory::Directory,
     fence,
@@ -25,6 +25,7 @@ use super::{
     outbound::Outbound,
     refusals::Refusals,
     replication::WriteGap,
+    space::{Space, Volume},
     steward,
     sweep::{self, ChangeLog},
     tracker::Requests,
@@ -222,13 +223,13 @@ pub struct Peers {
     pub seeds: Arc<dyn Seeds>,
     /// Who is to be a member from the beginning; empty: this node alone, or whoever an operator names.
     pub configured: Vec<ShapeMember>,
-    /// The space that is left on the volume of this node's data.
-    pub free_space: FreeSpace,
+    /// The volume of this node's data.
+    pub volume: Volume,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { seeds: Arc::new(NoSeeds), configured: Vec::new(), free_space: Arc::new(|| 0) }
+        Self { seeds: Arc::new(NoSeeds), configured: Vec::new(), volume: Volume::default() }
     }
 }
 
@@ -239,7 +240,7 @@ impl<R: Runtime> Node<R> {
     /// See [`OpenError`].
     pub async fn start(parts: Parts) -> Result<Self, OpenError> {
         let Parts { replica, engines, member, founding, hold, max_clock_skew, change_log, peers } = parts;
-        let Peers { seeds, configured, free_space } = peers;
+        let Peers { seeds, configured, volume } = peers;
         let transport = replica.transport.clone();
         let (clock, failure) = (replica.clock.clone(), replica.failure.clone());
         let (observer, write_gap) = (replica.observer.clone(), Arc::new(WriteGap::default()));
@@ -274,8 +275,8 @@ impl<R: Runtime> Node<R> {
             member: member.clone(),
             configured,
             next_step: watch::Sender::default(),
-            free_space,
-            disk: Mutex::default(),
+            space: Space::new(volume),
+            taken: Mutex::default(),
             request_room: Arc::new(Semaphore::new(REQUESTS_MAX)),
             byte_room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)),
             stopping: watch::Sender::new(false),
@@ -421,7 +422,7 @@ fn gather(
         retention: options.retention,
         transport: options.transport,
     };
-    let free_space = free_space(&options.storage);
+    let volume = volume(&options.storage);
     let bytes_max = options.change_log_bytes_max.unwrap_or_else(|| change_log_bytes(&options.storage));
     Ok(Parts {
         replica,
@@ -431,7 +432,7 @@ fn gather(
         hold: options.hold,
         max_clock_skew: options.max_clock_skew,
         change_log: ChangeLog { keep: options.change_log_keep, bytes_max },
-        peers: Peers { seeds: options.seeds, configured: options.configured, free_space },
+        peers: Peers { seeds: options.seeds, configured: options.configured, volume },
     })
 }
 
@@ -470,11 +471,14 @@ fn in_memory() -> (Engines, Arc<dyn Shelf>) {
     (Engines { log: Arc::new(Memory::new(&LOG_SPACES)), store }, Arc::new(shelf))
 }
 
-/// Bytes free on the volume of the data; 0 in memory.
-fn free_space(storage: &Storage) -> FreeSpace {
+/// The volume of the data. One whose size nobody tells is never full.
+fn volume(storage: &Storage) -> Volume {
     match storage.clone() {
-        Storage::Folder(path) => Arc::new(move || fs4::available_space(&path).unwrap_or(0)),
-        Storage::Memory => Arc::new(|| 0),
+        Storage::Folder(path) => Volume {
+            bytes: fs4::total_space(&path).unwrap_or(0),
+            free: Arc::new(move || fs4::available_space(&path).ok()),
+        },
+        Storage::Memory => Volume::default(),
     }
 }
 

@@ -360,6 +360,10 @@ async fn an_expired_service_is_swept_without_being_asked_for() {
 
 /// Disk work is done where it is asked for, and time is what the clock says: as a simulation runs a node.
 async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded> {
+    inline_node_on(clock, Volume::default()).await
+}
+
+async fn inline_node_on(clock: Arc<dyn Clock>, volume: Volume) -> Node<openraft_rt_in_tests::Seeded> {
     let engines = Engines {
         log: Arc::new(engine::memory::Memory::new(&crate::raft::LOG_SPACES)),
         store: Arc::new(engine::memory::Memory::new(&crate::store::keyspace::Keyspace::names())),
@@ -386,10 +390,42 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
         hold: Duration::from_secs(5),
         max_clock_skew: MAX_CLOCK_SKEW,
         change_log: ChangeLog { keep: Duration::from_secs(3600), bytes_max: 1 << 20 },
-        peers: Default::default(),
+        peers: Peers { volume, ..Peers::default() },
     })
     .await
     .unwrap()
+}
+
+#[test]
+fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use prost::Message as _;
+
+    openraft_rt_in_tests::run(1, async {
+        let left = Arc::new(AtomicU64::new(1 << 30));
+        let told = left.clone();
+        let volume = Volume { free: Arc::new(move || Some(told.load(Relaxed))), bytes: 1 << 30 };
+        let node = inline_node_on(Arc::new(Set::to(1_000_000_000)), volume).await;
+        let look = || tokio::time::sleep(Duration::from_secs(1));
+        node.propose(put("a")).await.unwrap();
+        left.store((128 << 20) - 1, Relaxed);
+        look().await;
+        let refused = node.propose(put("b")).await.unwrap_err();
+        assert!(matches!(refused, Error::Full(_)) && refused.to_string().contains("127 MiB are free"), "{refused}");
+        assert!(node.cluster_status().members[0].disk_full);
+        let deleted_at = Some(prost_types::Timestamp::default());
+        let deleted = databroker_proto::Record { r#type: "t".into(), id: "a".into(), deleted_at, ..Default::default() };
+        let deleted: bytes::Bytes = deleted.encode_to_vec().into();
+        // One record among them that stays is one too many.
+        let mixed = Kind::Put(Put { records: vec![deleted.clone(), record("b")] });
+        assert!(matches!(node.propose(mixed).await, Err(Error::Full(_))));
+        node.propose(Kind::Put(Put { records: vec![deleted] })).await.unwrap();
+        left.store(128 << 20, Relaxed);
+        look().await;
+        node.propose(put("b")).await.unwrap();
+        node.shutdown().await;
+    });
 }
 
 /// Every task on one thread, disk work where it is asked for, time that jumps: as a simulation runs it.

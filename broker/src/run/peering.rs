@@ -199,7 +199,7 @@ fn unfulfilled(error: node::AdminError) -> AdminError {
             node::Error::NotInitialized => AdminError::NotInitialized,
             node::Error::NoLeader | node::Error::NotLeader | node::Error::Overloaded => AdminError::NoLeader,
             node::Error::ShuttingDown => AdminError::Closing,
-            node::Error::TooEarly { .. } => AdminError::Unable { reason },
+            node::Error::TooEarly { .. } | node::Error::Full(_) => AdminError::Unable { reason },
             node::Error::Failed { .. } => AdminError::Failed { reason },
         },
         node::AdminError::Open(_) => AdminError::Failed { reason },

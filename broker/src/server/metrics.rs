@@ -264,6 +264,11 @@ impl Collector for FolderCollector {
             let bytes = i64::try_from(bytes_on_disk(&self.0.join(part))).unwrap_or(i64::MAX);
             ConstGauge::new(bytes).encode(data.encode_family(&[("part", part)])?)?;
         }
+        if let Ok(bytes) = fs4::available_space(&self.0) {
+            let help = "What is free on the volume of the data; when it is nearly full, no more records are taken";
+            let free = encoder.encode_descriptor("volume_free_bytes", help, None, gauge)?;
+            ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX)).encode(free)?;
+        }
         Ok(())
     }
 }

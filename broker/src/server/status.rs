@@ -166,6 +166,7 @@ fn unplaced(error: &node::Error) -> Status {
         node::Error::TooEarly { .. } => {
             with_reason(Code::FailedPrecondition, "CLUSTER_NOT_UPGRADED", &error.to_string())
         }
+        node::Error::Full(full) => with_reason(Code::ResourceExhausted, "DISK_FULL", &full.to_string()),
         node::Error::Overloaded | node::Error::Failed { .. } => Status::new(Code::Unavailable, error.to_string()),
     }
 }

@@ -14,9 +14,12 @@
 
 mod harness;
 
+mod chart;
 mod drain;
 mod failover;
+mod idle;
 mod install;
+mod operations;
 mod peers;
 mod remove;
 mod roll;

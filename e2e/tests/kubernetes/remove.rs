@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use kube::api::DeleteParams;
 use serde_json::json;
 
-use crate::harness::{NAME, Scene, scene, tools::in_pod, until};
+use crate::harness::{NAME, Scene, scene, until};
 
 #[tokio::test]
 async fn what_is_retained_is_there_again_and_what_is_to_go_is_gone() -> anyhow::Result<()> {
     scene("remove", async |scene| {
         scene.found(json!({})).await?;
         let first = scene.databrokers().get(NAME).await?.status.unwrap_or_default();
-        put(scene, "kept").await?;
+        scene.put("kept").await?;
         delete(scene).await?;
         ensure!(claims(scene).await? == 3, "volumes are gone");
 
@@ -21,7 +21,7 @@ async fn what_is_retained_is_there_again_and_what_is_to_go_is_gone() -> anyhow::
         scene.found(json!({})).await?;
         let second = scene.databrokers().get(NAME).await?.status.unwrap_or_default();
         ensure!(first.cluster_id == second.cluster_id && second.bootstrapped, "it is another cluster: {second:?}");
-        ensure!(get(scene, "kept").await?, "the record is gone");
+        ensure!(scene.has("kept").await?, "the record is gone");
 
         scene.change(json!({"storage": {"retentionPolicy": {"whenDeleted": "Delete"}}})).await?;
         scene.ready(Duration::from_secs(90)).await?;
@@ -31,26 +31,10 @@ async fn what_is_retained_is_there_again_and_what_is_to_go_is_gone() -> anyhow::
         scene.found(json!({})).await?;
         let third = scene.databrokers().get(NAME).await?.status.unwrap_or_default();
         ensure!(third.cluster_id != first.cluster_id, "an old cluster without its data: {third:?}");
-        ensure!(!get(scene, "kept").await?, "the record is there");
+        ensure!(!scene.has("kept").await?, "the record is there");
         Ok(())
     })
     .await
-}
-
-async fn put(scene: &Scene, id: &str) -> anyhow::Result<()> {
-    let pod = scene.brokers().await?.into_keys().next().context("no broker")?;
-    let data = json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"});
-    let record = json!({"type": "databroker.dev/e2e", "id": id, "data": data}).to_string();
-    in_pod(&scene.namespace, &pod, &["/databroker", "put", "--exact-type", &record]).await.map(drop)
-}
-
-async fn get(scene: &Scene, id: &str) -> anyhow::Result<bool> {
-    let pod = scene.brokers().await?.into_keys().next().context("no broker")?;
-    match in_pod(&scene.namespace, &pod, &["/databroker", "get", "--exact-type", "databroker.dev/e2e", id]).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.to_string().contains("there is no record") => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 async fn delete(scene: &Scene) -> anyhow::Result<()> {

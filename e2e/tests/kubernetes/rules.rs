@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use databroker_operator::api::Databroker;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{
     Api,
@@ -138,7 +139,27 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
             Ok((template.spec.context("pod")?.termination_grace_period_seconds == Some(20)).then_some(()))
         })
         .await?;
-        scene.ready(Duration::from_secs(120)).await?;
+        let before = scene.ready(Duration::from_secs(120)).await?;
+
+        // Also when it leaves nobody who could lead.
+        let id_of = |object: &Databroker| object.status.as_ref().and_then(|status| status.cluster_id.clone());
+        for taken_away in [
+            &["scale", "statefulset", NAME, "--replicas=0"][..],
+            &["scale", "statefulset", NAME, "--replicas=1"],
+            &["delete", "statefulset", NAME],
+        ] {
+            let old = sets.get(NAME).await?.metadata;
+            kubectl(&[taken_away, &["-n", &scene.namespace]].concat()).await?;
+            until("the pods are there again", Duration::from_secs(60), async || {
+                let Some(set) = sets.get_opt(NAME).await? else { return Ok(None) };
+                let changed = (set.metadata.uid, set.metadata.generation) != (old.uid.clone(), old.generation);
+                let ready = set.status.and_then(|status| status.ready_replicas);
+                Ok((changed && set.spec.and_then(|spec| spec.replicas) == Some(3) && ready == Some(3)).then_some(()))
+            })
+            .await?;
+            let after = scene.ready(Duration::from_secs(120)).await?;
+            ensure!(id_of(&after).is_some() && id_of(&after) == id_of(&before), "after {taken_away:?}: {after:?}");
+        }
         Ok(())
     })
     .await

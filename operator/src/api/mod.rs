@@ -9,3 +9,6 @@ pub mod status;
 
 pub use databroker::{Databroker, DatabrokerSpec};
 pub use status::DatabrokerStatus;
+
+#[cfg(test)]
+mod tests;

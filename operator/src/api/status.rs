@@ -264,6 +264,8 @@ pub enum Reason {
     ForeignData,
     /// A volume is not bound.
     VolumePending,
+    /// A volume has hardly any room left.
+    DiskFull,
     /// The spec asks for what cannot be.
     InvalidSpec,
     /// A Secret that the spec names is missing, or has no such key.

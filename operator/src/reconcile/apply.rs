@@ -340,6 +340,11 @@ pub async fn step(
             let metadata = json!({"annotations": {meta::RETIRED_ANNOTATION: format!("{node:016x}")}});
             applier.note::<PersistentVolumeClaim>(&name, Some(uid.clone()), metadata).await?;
         }
+        Step::Unmark { ordinal, uid } => {
+            let name = meta::claim(&valid.name, *ordinal);
+            let metadata = json!({"annotations": {meta::RETIRED_ANNOTATION: null}});
+            applier.note::<PersistentVolumeClaim>(&name, Some(uid.clone()), metadata).await?;
+        }
         Step::DiscardVolume { ordinal, uid } => {
             let name = meta::claim(&valid.name, *ordinal);
             applier.delete::<PersistentVolumeClaim>(&name, Some(uid.clone()), None).await?;

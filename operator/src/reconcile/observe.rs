@@ -125,10 +125,11 @@ pub async fn ask(addresses: &BTreeMap<u32, Address>, admin: &Admin) -> Answers {
 pub fn seen(there: &There, answers: &Answers, record: Record, valid: &Valid) -> Seen {
     let set = there.statefulset.as_ref();
     let spec = set.and_then(|set| set.spec.as_ref());
-    let brokers = answers.iter().map(|(ordinal, answer)| (*ordinal, broker(answer)));
+    let brokers = answers.iter().map(|(ordinal, answer)| (*ordinal, broker(answer, valid)));
     let leader = answers.iter().find(|(_, answer)| !answer.leader.is_empty() && answer.leader == answer.answered_by);
     Seen {
         record,
+        adopted: valid.adopted.clone(),
         pods_wanted: spec.map(|spec| spec.replicas.and_then(|replicas| u32::try_from(replicas).ok()).unwrap_or(1)),
         update_revision: set.and_then(update_revision),
         pods: there.pods.iter().map(|(ordinal, pod)| (*ordinal, seen_pod(pod))).collect(),
@@ -155,9 +156,22 @@ fn seen_pod(pod: &Pod) -> SeenPod {
         terminating: pod.metadata.deletion_timestamp.is_some(),
         running: is_running(pod),
         ready: condition("Ready").is_some_and(|ready| ready.status == "True"),
-        // What the API server is told of a pod that is to go, on a node that does not answer.
-        unreachable: pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost"),
+        unreachable: is_unreachable(pod),
     }
+}
+
+/// Whether its node does not answer, by what Kubernetes then writes into a pod's status: the operator may look at no nodes
+/// where it has one namespace alone. Kubernetes takes the readiness away and leaves all else as it was
+/// (`MarkPodsNotReady` in pkg/controller/util/node); a kubelet never does the one without the other, but for the gates of others,
+/// which have a reason. In some ways it notes `NodeLost` when such a pod is deleted.
+fn is_unreachable(pod: &Pod) -> bool {
+    let Some(status) = pod.status.as_ref() else { return false };
+    let conditions = status.conditions.iter().flatten();
+    let has = |kind: &str, word: &str| {
+        let mut own = conditions.clone().filter(|condition| condition.type_ == kind && condition.status == word);
+        own.any(|condition| condition.reason.as_deref().unwrap_or_default().is_empty())
+    };
+    status.reason.as_deref() == Some("NodeLost") || (has("Ready", "False") && has("ContainersReady", "True"))
 }
 
 fn is_running(pod: &Pod) -> bool {
@@ -176,10 +190,12 @@ fn volume(claim: &PersistentVolumeClaim) -> Volume {
     }
 }
 
-fn broker(answer: &StatusReply) -> Broker {
+fn broker(answer: &StatusReply, valid: &Valid) -> Broker {
+    let voters = answer.members.iter().filter(|member| votes(member));
     Broker {
         cluster_id: (!answer.cluster_id.is_empty()).then(|| answer.cluster_id.clone()),
         node: itself(answer).map(|member| member.node),
+        voters: voters.filter_map(|member| meta::ordinal(&valid.name, &member.name)).collect(),
     }
 }
 
@@ -246,6 +262,19 @@ mod tests {
         assert!(seen.running && seen.unreachable && !seen.ready && !seen.terminating);
         let there = There { pods: [(0, pod)].into(), ..There::default() };
         assert_eq!(addresses(&there, &valid(json!({})))[&0].host, "main-0.main-headless.access.svc");
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_shows_in_its_pods() {
+        let pod =
+            |conditions| -> Pod { serde_json::from_value(json!({"status": {"conditions": conditions}})).unwrap() };
+        let ready = |ready: &str, containers: &str| json!([{"type": "Ready", "status": ready}, {"type": "ContainersReady", "status": containers}]);
+        assert!(is_unreachable(&pod(ready("False", "True"))));
+        assert!(!is_unreachable(&pod(ready("True", "True"))));
+        assert!(!is_unreachable(&pod(ready("False", "False"))));
+        let gated = json!([{"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"},
+            {"type": "ContainersReady", "status": "True"}]);
+        assert!(!is_unreachable(&pod(gated)));
     }
 
     #[test]

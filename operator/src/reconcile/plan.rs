@@ -8,12 +8,17 @@
 //! - Pods go away after their members have ceased to vote, and know it. A member that cannot be told leaves a mark on its
 //!   volume, and that volume is emptied before its name is used again.
 //! - A volume is discarded only if nobody votes with it.
+//! - Pods that somebody took away by hand come back, also where that has left no leader.
+//! - Before data are given up for lost, or a cluster is founded, every volume that is there has been asked.
 //!
 //! What was seen of Kubernetes may be old (it is a cache); what brokers say is from a moment ago. A plan by which something
 //! goes away is made once more from what is there now ([`Plan::is_disruptive`]). Not here: doing it (`apply`), saying it
 //! (`status`).
 
 use std::collections::{BTreeMap, BTreeSet};
+
+/// As many pods as there can be.
+pub const PODS_MAX: u32 = 7;
 
 /// What the spec asks for, as far as steps depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +38,8 @@ pub struct Wanted {
 pub struct Seen {
     /// What the status remembers.
     pub record: Record,
+    /// The id of the cluster that a person says this is, after the one before was lost for good.
+    pub adopted: Option<String>,
     /// How many pods the StatefulSet is to have; absent: there is none.
     pub pods_wanted: Option<u32>,
     /// The revision that pods are to have, once the StatefulSet's controller has said it.
@@ -91,6 +98,8 @@ pub struct Broker {
     pub cluster_id: Option<String>,
     /// The id of its disk, if it says so.
     pub node: Option<u64>,
+    /// Whose votes it knows of, by ordinal.
+    pub voters: BTreeSet<u32>,
 }
 
 /// The cluster by the word of its leader.
@@ -191,6 +200,13 @@ pub enum Step {
         /// The member's id.
         node: u64,
     },
+    /// The mark is to be taken off: another member is on the volume by now.
+    Unmark {
+        /// Whose.
+        ordinal: u32,
+        /// Which of that name.
+        uid: String,
+    },
     /// The volume is to be deleted.
     DiscardVolume {
         /// Whose.
@@ -249,11 +265,14 @@ impl Cluster {
 
 impl Plan {
     /// Whether something goes away by it, or begins: then it has to be made from what is there now. Caches that differ in age
-    /// could together show a state that never was; names that are to be members could belong to pods that are about to go.
+    /// could together show a state that never was; names that are to be members could belong to pods that are about to go, and
+    /// a pod could start on a volume that has been marked.
     pub fn is_disruptive(&self, seen: &Seen) -> bool {
-        let shrinks = seen.pods_wanted.is_some_and(|pods| self.replicas < pods);
+        let resizes = seen.pods_wanted.is_some_and(|pods| self.replicas != pods);
         match self.step {
-            Step::Settled | Step::Wait(_) | Step::Stalled(_) | Step::MarkRetired { .. } => shrinks,
+            Step::Settled | Step::Wait(_) | Step::Stalled(_) | Step::MarkRetired { .. } | Step::Unmark { .. } => {
+                resizes
+            }
             Step::Found { .. }
             | Step::SetMembers { .. }
             | Step::Handover { .. }
@@ -272,25 +291,43 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
         let replicas = if step == Step::Wait(Waiting::Creating) { wanted.replicas } else { 0 };
         return Plan { replicas, record: seen.record.clone(), step };
     };
-    let record = match identity(wanted, seen, pods_wanted) {
-        Ok(record) => record,
-        Err(step) => return Plan { replicas: pods_wanted, record: seen.record.clone(), step },
+    let needed = if seen.cluster.is_some() { 0 } else { needed(wanted, seen, pods_wanted) };
+    let (record, step) = match identity(wanted, seen, pods_wanted.max(needed)) {
+        Ok(record) => (record, None),
+        Err(step) => (seen.record.clone(), Some(step)),
     };
-    let (replicas, step) = match &seen.cluster {
-        Some(cluster) => members(wanted, seen, pods_wanted, cluster),
-        None => (pods_wanted, leaderless(wanted, seen)),
+    let (replicas, step) = match (step, &seen.cluster) {
+        (Some(step @ (Step::Stalled(_) | Step::Found { .. })), _) => (pods_wanted, step),
+        _ if pods_wanted < needed => grow(seen, pods_wanted, needed),
+        (Some(step), _) => (pods_wanted, step),
+        (None, Some(cluster)) => members(wanted, seen, pods_wanted, cluster),
+        (None, None) => (pods_wanted, leaderless(wanted, seen)),
     };
     Plan { replicas, record, step }
 }
 
+/// How many pods there have to be for a cluster to have a leader: all that are asked for, and those of all voters that
+/// somebody knows of. If all of them are empty, the data may be on a volume that has no pod.
+fn needed(wanted: Wanted, seen: &Seen, pods_wanted: u32) -> u32 {
+    let past = |ordinal: u32| ordinal.saturating_add(1).min(PODS_MAX);
+    let voters = seen.brokers.values().filter_map(|broker| broker.voters.last());
+    let asked = voters.map(|last| past(*last)).max().unwrap_or(0).max(wanted.replicas);
+    let is_empty = |ordinal| seen.brokers.get(&ordinal).is_some_and(|broker| broker.cluster_id.is_none());
+    if !(0..asked.max(pods_wanted)).all(is_empty) {
+        return asked;
+    }
+    let kept = seen.volumes.iter().filter(|(_, volume)| volume.retired.is_none() && !volume.terminating);
+    kept.map(|(ordinal, _)| past(*ordinal)).max().unwrap_or(0).max(asked)
+}
+
 /// Which cluster this is; or the step that comes before there is one.
-fn identity(wanted: Wanted, seen: &Seen, pods_wanted: u32) -> Result<Record, Step> {
+fn identity(wanted: Wanted, seen: &Seen, pods: u32) -> Result<Record, Step> {
     let record = &seen.record;
     let mut ids = seen.brokers.iter().filter_map(|(ordinal, broker)| Some((*ordinal, broker.cluster_id.as_ref()?)));
     let first = ids.next();
     // One that began anew without its status having been written has another id than that.
     let remembered = record.cluster_id.as_ref().filter(|_| record.bootstrapped && !wanted.ephemeral);
-    let ours = remembered.or(first.map(|(_, id)| id));
+    let ours = seen.adopted.as_ref().or(remembered).or(first.map(|(_, id)| id));
     let foreign = first.into_iter().chain(ids).find(|(_, id)| Some(*id) != ours);
     if let Some((ordinal, cluster_id)) = foreign {
         return Err(Step::Stalled(Stall::ForeignData { ordinal, cluster_id: cluster_id.clone() }));
@@ -298,8 +335,8 @@ fn identity(wanted: Wanted, seen: &Seen, pods_wanted: u32) -> Result<Record, Ste
     if first.is_some() {
         return Ok(Record { bootstrapped: true, cluster_id: ours.cloned() });
     }
-    let all_answer = pods_wanted > 0 && (0..pods_wanted).all(|ordinal| seen.brokers.contains_key(&ordinal));
-    match (all_answer, record.bootstrapped) {
+    let all_answer = (0..pods).all(|ordinal| seen.brokers.contains_key(&ordinal));
+    match (all_answer, record.bootstrapped || seen.adopted.is_some()) {
         (false, false) => Err(Step::Wait(Waiting::Brokers)),
         (false, true) => Ok(record.clone()),
         (true, false) => Err(Step::Found { ordinal: 0, again: false }),
@@ -330,13 +367,15 @@ fn outdated(seen: &Seen) -> impl Iterator<Item = (u32, &Pod)> {
 
 /// How many pods, and the step, of a cluster that has a leader.
 fn members(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> (u32, Step) {
-    let target: BTreeSet<u32> = (0..wanted.replicas).collect();
-    if let Some(step) = mark(seen, cluster, &target) {
+    if let Some(step) = unmark(seen).or_else(|| mark(seen, cluster, wanted)) {
         return (pods_wanted, step);
     }
     if pods_wanted < wanted.replicas {
-        return grow(wanted, seen, pods_wanted);
+        return grow(seen, pods_wanted, wanted.replicas);
     }
+    // Not yet one whose volume is marked still: as long as it is, it may be discarded.
+    let is_free = |ordinal: &u32| seen.volumes.get(ordinal).is_none_or(|volume| volume.retired.is_none());
+    let target: BTreeSet<u32> = (0..wanted.replicas).filter(is_free).collect();
     if cluster.shape.as_ref() != Some(&target) {
         return (pods_wanted, Step::SetMembers { generation: cluster.generation, members: target });
     }
@@ -349,13 +388,23 @@ fn members(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> 
     (pods_wanted, roll(wanted, seen, cluster).unwrap_or_else(|| rest(seen, cluster)))
 }
 
+/// A removed member that came back before its volume was discarded has begun anew as another.
+fn unmark(seen: &Seen) -> Option<Step> {
+    let mut begun = seen.volumes.iter().filter(|(ordinal, volume)| {
+        let there = seen.brokers.get(ordinal).and_then(|broker| broker.node);
+        !volume.terminating && volume.retired.zip(there).is_some_and(|(retired, there)| retired != there)
+    });
+    let (ordinal, volume) = begun.next()?;
+    Some(Step::Unmark { ordinal: *ordinal, uid: volume.uid.clone() })
+}
+
 /// A member that was removed, does not know it, and cannot be asked: its volume must not come back as it is.
-fn mark(seen: &Seen, cluster: &Cluster, target: &BTreeSet<u32>) -> Option<Step> {
+fn mark(seen: &Seen, cluster: &Cluster, wanted: Wanted) -> Option<Step> {
     let unaware = cluster.retired.iter().filter(|retired| !retired.confirmed);
     let away = unaware.filter(|retired| {
         let ordinal = retired.ordinal;
         // Under a name that is in use there is another disk: the old one is gone.
-        !target.contains(&ordinal) && !cluster.is_member(ordinal) && !seen.brokers.contains_key(&ordinal)
+        ordinal >= wanted.replicas && !cluster.is_member(ordinal) && !seen.brokers.contains_key(&ordinal)
     });
     let mut unmarked = away.filter_map(|retired| {
         let volume = seen.volumes.get(&retired.ordinal)?;
@@ -377,15 +426,15 @@ fn discard(seen: &Seen, ordinal: u32) -> Option<Step> {
 }
 
 /// More pods, once no volume is left that must not come back.
-fn grow(wanted: Wanted, seen: &Seen, pods_wanted: u32) -> (u32, Step) {
-    let in_the_way = (pods_wanted..wanted.replicas).find_map(|ordinal| {
+fn grow(seen: &Seen, pods_wanted: u32, target: u32) -> (u32, Step) {
+    let in_the_way = (pods_wanted..target).find_map(|ordinal| {
         // Still there from the last time: it would be taken for the new one.
         let leaving = seen.pods.get(&ordinal).is_some_and(|pod| pod.terminating);
         discard(seen, ordinal).or(leaving.then_some(Step::Wait(Waiting::ScalingDown)))
     });
     match in_the_way {
         Some(step) => (pods_wanted, step),
-        None => (wanted.replicas, Step::Wait(Waiting::ScalingUp)),
+        None => (target, Step::Wait(Waiting::ScalingUp)),
     }
 }
 

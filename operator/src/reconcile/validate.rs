@@ -36,6 +36,8 @@ pub struct Valid {
     pub image: String,
     /// The image that the status is to remember: set where the spec names none.
     pub remembered_image: Option<String>,
+    /// The cluster that it is to be of, by a person's word.
+    pub adopted: Option<String>,
     /// Where the operator runs.
     pub operator_namespace: String,
     /// The rest, as it was written.
@@ -82,6 +84,7 @@ pub fn validate(object: &Databroker, names: &Names) -> Result<Valid, Invalid> {
         replicas,
         image,
         remembered_image,
+        adopted: metadata.annotations.as_ref().and_then(|all| all.get(meta::ADOPT_ANNOTATION)).cloned(),
         operator_namespace: names.namespace.clone(),
         spec,
     })

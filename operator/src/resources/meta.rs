@@ -21,6 +21,8 @@ pub const LEADER: &str = "leader";
 /// On a volume's claim: the id of a member that was removed while it could not be reached. Its data must go before the
 /// name is used again.
 pub const RETIRED_ANNOTATION: &str = "databroker.dev/retired";
+/// On a `Databroker`: the id that `databroker cluster recover` gave its cluster. A person sets it.
+pub const ADOPT_ANNOTATION: &str = "databroker.dev/adopt-cluster";
 
 /// What a thing is, whose it is, and who made it:
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/>.

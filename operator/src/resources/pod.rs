@@ -162,6 +162,8 @@ fn container(valid: &Valid) -> Container {
             ..SecurityContext::default()
         }),
         volume_mounts: Some(mounts(valid)),
+        // What a broker that ends says last is in its pod's status then, and the operator repeats it.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         ..Container::default()
     }
 }

@@ -18,10 +18,10 @@ use super::{
     certificates::{self, Authorities, Error, Pair, Subject},
     meta, pod,
 };
-use crate::{api::databroker::Retention, reconcile::validate::Valid};
-
-/// As many brokers as there can be: each has its certificate before it starts.
-const NAMES_MAX: u32 = 7;
+use crate::{
+    api::databroker::Retention,
+    reconcile::{plan::PODS_MAX, validate::Valid},
+};
 
 /// The data of the Secrets that are there, by name.
 pub type Found = BTreeMap<String, BTreeMap<String, ByteString>>;
@@ -67,7 +67,8 @@ pub fn build(valid: &Valid, found: &Found, now: Timestamp) -> Result<Secrets, Er
     let peers = found.get(&meta::peers(&valid.name));
     let mut brokers = BTreeMap::from([("ca.crt".to_owned(), trusted.clone())]);
     let mut leaves = vec![admin.certificate.clone()];
-    for ordinal in 0..NAMES_MAX {
+    // Each has its certificate before it starts.
+    for ordinal in 0..PODS_MAX {
         let name = meta::pod(&valid.name, ordinal);
         let broker = authorities.issue(pair(peers, &name), &peer(valid, ordinal), now)?;
         leaves.push(broker.certificate.clone());

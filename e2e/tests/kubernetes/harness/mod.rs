@@ -25,6 +25,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What all stories call their cluster.
 pub(crate) const NAME: &str = "databroker";
+/// The type of the records that stories write.
+const RECORD_TYPE: &str = "databroker.dev/e2e";
 
 /// A namespace, and a way to the cluster.
 pub(crate) struct Scene {
@@ -206,6 +208,30 @@ impl Scene {
             Ok((members.len() == voters && members.iter().filter(well).count() == voters).then_some((leader, term)))
         })
         .await
+    }
+
+    /// Writes a record, with the tool in a broker's pod.
+    pub(crate) async fn put(&self, id: &str) -> anyhow::Result<()> {
+        let data = json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"});
+        let record = json!({"type": RECORD_TYPE, "id": id, "data": data}).to_string();
+        let put = ["/databroker", "put", "--exact-type", &record];
+        tools::in_pod(&self.namespace, &self.some_broker().await?, &put).await.map(drop)
+    }
+
+    /// Whether there is a record that [`Self::put`] wrote.
+    pub(crate) async fn has(&self, id: &str) -> anyhow::Result<bool> {
+        let get = ["/databroker", "get", "--exact-type", RECORD_TYPE, id];
+        match tools::in_pod(&self.namespace, &self.some_broker().await?, &get).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.to_string().contains("there is no record") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn some_broker(&self) -> anyhow::Result<String> {
+        let brokers = self.brokers().await?;
+        let (name, _) = brokers.into_iter().find(|(_, pod)| is_pod_ready(pod)).context("no broker is ready")?;
+        Ok(name)
     }
 
     /// Deletes a pod without any grace, as if it had crashed.

@@ -1,6 +1,6 @@
 //! Random schedules: the planner against a world of pods, volumes and disks in which everything happens at the wrong
 //! moment. What the operator sees of Kubernetes is up to a while old, it dies between any two calls, pods are lost, disks
-//! are lost, nodes go dark, and people change their minds.
+//! are lost, nodes go dark, and people change their minds, or what is not theirs to change.
 //!
 //! Held at every moment: a cluster is founded once; no pod is restarted by the operator's hand while a majority without it
 //! is not caught up, or while another that it restarted is not back; no volume is discarded whose member votes; removed
@@ -17,16 +17,17 @@ use super::*;
 const NAMES: u32 = 7;
 
 /// Seeds that once found something, which are run first and for ever: members were set while their pods were about to go;
-/// two pods were restarted at once by what two caches of different age said.
-const KNOWN: [u64; 2] = [4_232_141_981, 3_786_025_053];
+/// two pods were restarted at once by what two caches of different age said; a mark outlived what it was for, and the volume
+/// of a voter was discarded; data were given up for lost that lay on volumes without a pod.
+const KNOWN: [u64; 4] = [4_232_141_981, 3_786_025_053, 1_286_120_572, 1_286_120_442];
 
 /// A disk: which member it is, of which cluster, and who voted when it last heard.
 #[derive(Clone, Debug, Default)]
 struct Disk {
     node: u64,
     cluster: bool,
-    /// The voters that it knows of.
-    config: BTreeSet<u64>,
+    /// The voters that it knows of, with their ordinals.
+    config: BTreeMap<u64, u32>,
     /// How much of the log it has: nobody votes for one who has less.
     position: u64,
     /// It has written down that it was removed.
@@ -150,7 +151,8 @@ impl World {
     // ---- what happens by itself ----
 
     fn kubernetes(&mut self) {
-        let Some(replicas) = self.pods_wanted else { return };
+        // Without a StatefulSet its pods go.
+        let replicas = self.pods_wanted.unwrap_or(0);
         for ordinal in 0..replicas {
             let volume_leaves = self.volumes.get(&ordinal).is_some_and(|(volume, _)| volume.terminating);
             if !self.pods.contains_key(&ordinal) && !volume_leaves && self.chance(1, 2) {
@@ -317,7 +319,7 @@ impl World {
     }
 
     fn spread_config(&mut self) {
-        let config: BTreeSet<u64> = self.voters().into_iter().collect();
+        let config: BTreeMap<u64, u32> = self.voters().into_iter().map(|node| (node, self.members[&node].0)).collect();
         let up: Vec<u64> = self.members.keys().copied().filter(|node| self.is_up(*node)).collect();
         self.position += 1;
         for node in up {
@@ -333,7 +335,7 @@ impl World {
         let ghosts = up.iter().filter(|disk| disk.cluster && !disk.retired && !self.members.contains_key(&disk.node));
         let ghosts: Vec<_> = ghosts.collect();
         let of_a_majority = ghosts.iter().find(|ghost| {
-            let votes = |other: &&&&Disk| ghost.config.contains(&other.node) && other.position <= ghost.position;
+            let votes = |other: &&&&Disk| ghost.config.contains_key(&other.node) && other.position <= ghost.position;
             ghosts.iter().filter(votes).count() > ghost.config.len() / 2
         });
         of_a_majority.map(|_| ghosts.iter().map(|ghost| ghost.node).collect())
@@ -392,6 +394,16 @@ impl World {
                 self.record = Record::default();
                 self.tell(|| "the status is lost".into());
             }
+            13 => {
+                // Somebody takes pods away. (Not: adds some. That could start a volume before it is discarded.)
+                let Some(pods) = self.pods_wanted else { return };
+                self.pods_wanted = Some(self.random.random_range(0..=pods));
+                self.tell(|| format!("by hand: {:?} pods instead of {pods}", self.pods_wanted));
+            }
+            14 => {
+                self.pods_wanted = None;
+                self.tell(|| "by hand: the StatefulSet is deleted".into());
+            }
             _ => {}
         }
     }
@@ -424,10 +436,13 @@ impl World {
         let base = &self.past[base];
         let brokers = (0..NAMES).filter_map(|ordinal| {
             let disk = self.disk(ordinal)?;
-            Some((ordinal, Broker { cluster_id: disk.cluster.then(|| "c".to_owned()), node: Some(disk.node) }))
+            let cluster_id = disk.cluster.then(|| "c".to_owned());
+            let voters = disk.config.values().copied().collect();
+            Some((ordinal, Broker { cluster_id, node: Some(disk.node), voters }))
         });
         Seen {
             record: base.record.clone(),
+            adopted: None,
             pods_wanted: base.pods_wanted,
             update_revision: base.pods_wanted.map(|_| base.revision.to_string()),
             pods: self.past[pods].pods.clone(),
@@ -535,6 +550,11 @@ impl World {
             Step::MarkRetired { ordinal, uid, node } => {
                 if let Some((volume, _)) = self.volumes.get_mut(ordinal).filter(|(volume, _)| volume.uid == *uid) {
                     volume.retired = Some(*node);
+                }
+            }
+            Step::Unmark { ordinal, uid } => {
+                if let Some((volume, _)) = self.volumes.get_mut(ordinal).filter(|(volume, _)| volume.uid == *uid) {
+                    volume.retired = None;
                 }
             }
             Step::DiscardVolume { ordinal, uid } => {

@@ -14,15 +14,19 @@ fn member(ordinal: u32) -> Member {
 
 /// Three brokers, all well; `1` leads.
 fn settled() -> Seen {
-    let brokers =
-        (0..3).map(|ordinal| (ordinal, Broker { cluster_id: Some("c".into()), node: Some(u64::from(ordinal) + 100) }));
+    let broker = |ordinal: u32| Broker {
+        cluster_id: Some("c".into()),
+        node: Some(u64::from(ordinal) + 100),
+        voters: (0..3).collect(),
+    };
     Seen {
         record: Record { bootstrapped: true, cluster_id: Some("c".into()) },
+        adopted: None,
         pods_wanted: Some(3),
         update_revision: Some("a".into()),
         pods: (0..3).map(|ordinal| (ordinal, pod(ordinal, "a"))).collect(),
         volumes: (0..3).map(|ordinal| (ordinal, Volume { uid: ordinal.to_string(), ..Volume::default() })).collect(),
-        brokers: brokers.collect(),
+        brokers: (0..3).map(|ordinal| (ordinal, broker(ordinal))).collect(),
         cluster: Some(Cluster {
             leader: 1,
             generation: 4,
@@ -68,6 +72,24 @@ fn data_that_is_there_is_adopted_and_other_clusters_data_is_not() {
     let mut seen = settled();
     seen.brokers.get_mut(&2).unwrap().cluster_id = Some("d".into());
     assert_eq!(step(&seen), Step::Stalled(Stall::ForeignData { ordinal: 2, cluster_id: "d".into() }));
+}
+
+#[test]
+fn the_id_of_a_recovered_cluster_is_adopted_by_a_persons_word_alone() {
+    let mut seen = settled();
+    seen.brokers.values_mut().for_each(|broker| broker.cluster_id = Some("d".into()));
+    let foreign = |cluster_id: &str| Step::Stalled(Stall::ForeignData { ordinal: 0, cluster_id: cluster_id.into() });
+    assert_eq!((step(&seen), plan(WANTED, &seen).record), (foreign("d"), settled().record));
+    seen.adopted = Some("d".into());
+    let record = Record { bootstrapped: true, cluster_id: Some("d".into()) };
+    assert_eq!(plan(WANTED, &seen), Plan { replicas: 3, record, step: Step::Settled });
+    // A wrong word changes nothing that is remembered.
+    let mistaken = Seen { adopted: Some("x".into()), ..settled() };
+    assert_eq!((step(&mistaken), plan(WANTED, &mistaken).record), (foreign("c"), settled().record));
+    // Nor does it found a cluster.
+    seen.record = Record::default();
+    seen.brokers.values_mut().for_each(|broker| broker.cluster_id = None);
+    assert_eq!(step(&seen), Step::Stalled(Stall::DataMissing));
 }
 
 #[test]
@@ -138,6 +160,50 @@ fn a_marked_volume_is_discarded_before_its_name_is_used_again() {
     assert_eq!(plan(WANTED, &seen).replicas, 1);
     seen.volumes.remove(&2);
     assert_eq!(plan(WANTED, &seen).replicas, 3);
+}
+
+#[test]
+fn pods_that_were_taken_away_come_back_without_a_leader() {
+    let mut seen = Seen { pods_wanted: Some(0), cluster: None, ..settled() };
+    (seen.pods, seen.brokers) = (BTreeMap::new(), BTreeMap::new());
+    assert_eq!(plan(WANTED, &seen).replicas, 3);
+    let less = Wanted { replicas: 1, ..WANTED };
+    assert_eq!(plan(less, &seen).replicas, 1);
+    seen.pods_wanted = Some(1);
+    assert_eq!(plan(less, &seen).replicas, 1);
+    seen.brokers.extend(settled().brokers.remove_entry(&0));
+    assert_eq!(plan(less, &seen).replicas, 3, "two more vote, as the first knows");
+    seen.brokers.get_mut(&0).unwrap().voters.insert(u32::MAX);
+    assert_eq!(plan(less, &seen).replicas, PODS_MAX);
+    seen.volumes.get_mut(&2).unwrap().retired = Some(102);
+    let discard = Step::DiscardVolume { ordinal: 2, uid: "2".into() };
+    assert_eq!((plan(WANTED, &seen).replicas, step(&seen)), (1, discard));
+}
+
+#[test]
+fn every_volume_is_asked_before_a_cluster_is_founded_or_given_up_for_lost() {
+    let one = Wanted { replicas: 1, ..WANTED };
+    for record in [Record::default(), settled().record] {
+        let mut seen = Seen { record, pods_wanted: Some(1), cluster: None, ..settled() };
+        seen.brokers = [(0, Broker { node: Some(7), ..Broker::default() })].into();
+        let seen_plan = plan(one, &seen);
+        assert!(matches!(seen_plan.step, Step::Wait(_)), "{seen_plan:?}");
+        assert_eq!(seen_plan.replicas, 3);
+        seen.volumes.retain(|ordinal, _| *ordinal == 0);
+        let seen_plan = plan(one, &seen);
+        assert!(matches!(seen_plan.step, Step::Stalled(Stall::DataMissing) | Step::Found { .. }), "{seen_plan:?}");
+    }
+}
+
+#[test]
+fn a_mark_goes_once_another_member_is_on_the_volume_and_nobody_is_a_member_before() {
+    let mut seen = settled();
+    seen.volumes.get_mut(&2).unwrap().retired = Some(7);
+    let broker = seen.brokers.remove(&2);
+    let two = Step::SetMembers { generation: 4, members: [0, 1].into() };
+    assert_eq!(step(&seen), two);
+    seen.brokers.extend(broker.map(|broker| (2, broker)));
+    assert_eq!(step(&seen), Step::Unmark { ordinal: 2, uid: "2".into() });
 }
 
 /// Or a change of the image would be Ready before it has begun.

@@ -5,7 +5,10 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::{
+    api::core::v1::ContainerStatus,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
 use kube::ResourceExt as _;
 
 use super::Visit;
@@ -17,6 +20,9 @@ use crate::{
     },
     resources::meta,
 };
+
+/// Of what a broker said last, so much goes into a status, in characters: a sentence or two.
+const LAST_WORDS_MAX: usize = 300;
 
 /// A condition before it is dated.
 pub(super) struct Verdict {
@@ -131,11 +137,18 @@ fn storage(visit: &Visit<'_>) -> Verdict {
         .filter(|ordinal| bound(*ordinal) != Some(true))
         .map(|ordinal| meta::claim(&visit.valid.name, ordinal))
         .collect();
-    if pending.is_empty() {
-        verdict(true, Reason::AsExpected, "all volumes are bound")
-    } else {
-        verdict(false, Reason::VolumePending, format!("not bound: {}", pending.join(", ")))
+    if !pending.is_empty() {
+        return verdict(false, Reason::VolumePending, format!("not bound: {}", pending.join(", ")));
     }
+    let members = visit.answers.values().flat_map(|answer| &answer.members);
+    let full: BTreeSet<&str> = members.filter(|member| member.disk_full).map(|member| member.name.as_str()).collect();
+    if !full.is_empty() {
+        let names = full.into_iter().collect::<Vec<_>>().join(", ");
+        let remedy =
+            "while one of them leads, records can be read and deleted only; enlarge the volumes, or delete records";
+        return verdict(false, Reason::DiskFull, format!("the disks of {names} are nearly full: {remedy}"));
+    }
+    verdict(true, Reason::AsExpected, "all volumes are bound, and have room")
 }
 
 fn certificates(visit: &Visit<'_>) -> Verdict {
@@ -165,10 +178,12 @@ fn reconciling(visit: &Visit<'_>) -> Verdict {
         Step::RestartPod { ordinal, .. } => {
             moves(Reason::RollingUpdate, &format!("{} is restarted", meta::pod(&visit.valid.name, *ordinal)))
         }
-        Step::MarkRetired { ordinal, .. } | Step::DiscardVolume { ordinal, .. } => moves(
-            Reason::ScalingDown,
-            &format!("the volume of {} is dealt with", meta::pod(&visit.valid.name, *ordinal)),
-        ),
+        Step::MarkRetired { ordinal, .. } | Step::Unmark { ordinal, .. } | Step::DiscardVolume { ordinal, .. } => {
+            moves(
+                Reason::ScalingDown,
+                &format!("the volume of {} is dealt with", meta::pod(&visit.valid.name, *ordinal)),
+            )
+        }
         Step::Wait(waiting) => wait(visit, *waiting),
     }
 }
@@ -202,7 +217,8 @@ fn trouble(visit: &Visit<'_>) -> Option<String> {
         let waiting = status.container_statuses.iter().flatten().find_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
             let reason = waiting.reason.clone().filter(|reason| reason != "ContainerCreating")?;
-            Some(format!("{reason}: {}", waiting.message.clone().unwrap_or_default()))
+            let said = last_words(container).or(waiting.message.clone());
+            Some(format!("{reason}: {}", said.unwrap_or_default()))
         });
         let unscheduled = status
             .conditions
@@ -212,6 +228,13 @@ fn trouble(visit: &Visit<'_>) -> Option<String> {
         let said = waiting.or_else(|| unscheduled?.message.clone())?;
         Some(format!("{}: {said}", pod.name_any()))
     })
+}
+
+/// What a container said before it ended: the last line, and no more than a status can bear.
+fn last_words(container: &ContainerStatus) -> Option<String> {
+    let ended = container.last_state.as_ref()?.terminated.as_ref()?;
+    let line = ended.message.as_deref()?.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.chars().take(LAST_WORDS_MAX).collect())
 }
 
 fn stalled(visit: &Visit<'_>) -> Verdict {
@@ -225,13 +248,14 @@ fn stalled(visit: &Visit<'_>) -> Verdict {
         Step::Stalled(Stall::ForeignData { ordinal, cluster_id }) => {
             let name = meta::pod(&visit.valid.name, *ordinal);
             let claim = meta::claim(&visit.valid.name, *ordinal);
-            verdict(
-                true,
-                Reason::ForeignData,
-                format!(
-                    "the disk of {name} is of the cluster {cluster_id}, not of this one: delete {claim} and the pod if its records may be lost"
-                ),
-            )
+            let own = visit.seen.adopted.as_ref().or(visit.seen.record.cluster_id.as_ref());
+            let message = format!(
+                "the disk of {name} is of the cluster {cluster_id}, not of {}: delete {claim} and the pod if its records may be \
+                 lost, or annotate the Databroker with {}={cluster_id} if that is the cluster now, because it was recovered",
+                own.map_or("this one", String::as_str),
+                meta::ADOPT_ANNOTATION,
+            );
+            verdict(true, Reason::ForeignData, message)
         }
         _ => verdict(false, Reason::AsExpected, "nothing waits for a person"),
     }

@@ -122,6 +122,34 @@ fn a_cluster_that_is_as_asked_is_ready_and_has_every_condition() {
 }
 
 #[test]
+fn a_disk_that_is_nearly_full_is_named() {
+    let mut answers = all("main-1", 4);
+    answers.get_mut(&1).unwrap().members[2].disk_full = true;
+    let status = told(&answers, &there(true), json!({}), None);
+    assert_eq!(condition(&status, ConditionType::StorageReady), ("False".into(), "DiskFull".into()));
+    assert_eq!(condition(&status, ConditionType::Ready), ("False".into(), "DiskFull".into()));
+    assert_eq!(condition(&status, ConditionType::Available).0, "True");
+    let said = status.conditions.iter().find(|condition| condition.reason == "DiskFull").unwrap();
+    assert!(said.message.contains("main-2"), "{}", said.message);
+}
+
+#[test]
+fn what_a_broker_said_before_it_ended_is_repeated() {
+    let mut there = there(true);
+    let status = there.pods.get_mut(&2).unwrap().status.as_mut().unwrap();
+    status.container_statuses =
+        serde_json::from_value(json!([{"name": "databroker", "ready": false, "restartCount": 4,
+        "image": "i", "imageID": "", "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+        "lastState": {"terminated": {"exitCode": 1, "message": "INFO first\nthe node has failed: no space left\n"}}}]))
+        .unwrap();
+    let mut answers = all("main-1", 4);
+    answers.get_mut(&1).unwrap().members[2].caught_up = false;
+    let status = told(&answers, &there, json!({}), None);
+    let said = status.conditions.iter().find(|own| own.type_ == ConditionType::Reconciling.to_string()).unwrap();
+    assert!(said.message.ends_with("main-2: CrashLoopBackOff: the node has failed: no space left"), "{}", said.message);
+}
+
+#[test]
 fn the_same_again_changes_nothing() {
     let first = told(&all("main-1", 4), &there(true), json!({}), None);
     assert_eq!(told(&all("main-1", 4), &there(true), json!({}), Some(&first)), first);

@@ -1,0 +1,96 @@
+//! The space that is left on the disk, and when it is too little for more records. A disk that is full ends the node, and with it
+//! what records are read from; so the last of it is kept for what has to go on: elections, leases, deletions, and putting files
+//! together.
+//!
+//! Not here: how the space is found out (`open`), and who asks (`Node::propose`).
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::store::{command::Kind, wire};
+
+/// Of a large volume, so much is kept: the engines write their files anew in pieces of up to 64 MiB.
+const RESERVE_MAX: u64 = 128 << 20;
+/// Of a small one, this part.
+const RESERVE_PART: u64 = 8;
+/// How old what was seen may be: a disk is not filled by more than some tens of megabytes in that time.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Tells how many bytes are free on the volume of the data; `None` where there is none, or nobody can tell.
+type FreeSpace = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// The volume of a node's data.
+#[derive(Clone)]
+pub struct Volume {
+    /// What is left of it.
+    pub free: FreeSpace,
+    /// Its size; 0 where there is none.
+    pub bytes: u64,
+}
+
+/// None: data in memory.
+impl Default for Volume {
+    fn default() -> Self {
+        Self { free: Arc::new(|| None), bytes: 0 }
+    }
+}
+
+/// The same, as a node looks at it.
+pub(super) struct Space {
+    free: FreeSpace,
+    reserve: u64,
+    judged: Mutex<Option<(Instant, Option<Full>)>>,
+}
+
+/// Why no more records are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the leader's disk is nearly full, {} MiB are free: records can be read and deleted; for more, its volume has to be larger",
+    free >> 20
+)]
+pub struct Full {
+    /// Bytes that are left on it.
+    pub free: u64,
+}
+
+impl Space {
+    pub(super) fn new(Volume { free, bytes }: Volume) -> Self {
+        Self { free, reserve: RESERVE_MAX.min(bytes / RESERVE_PART), judged: Mutex::default() }
+    }
+
+    /// What is left.
+    pub(super) fn free(&self) -> Option<u64> {
+        (self.free)()
+    }
+
+    /// Whether that is too little for more records.
+    pub(super) fn full(&self) -> Option<Full> {
+        let free = self.free().filter(|free| *free < self.reserve)?;
+        Some(Full { free })
+    }
+
+    /// What `judge` said of the leader's disk a moment ago. Every write asks.
+    pub(super) fn of_leader(&self, judge: impl FnOnce() -> Option<Full>) -> Option<Full> {
+        let mut judged = self.judged.lock();
+        match *judged {
+            Some((at, full)) if at.elapsed() < LOOK => full,
+            _ => {
+                let full = judge();
+                *judged = Some((Instant::now(), full));
+                full
+            }
+        }
+    }
+}
+
+/// Whether a command may need more than what it takes away. That records are deleted is written as well, and their changes
+/// are kept for a while: but it is the way out.
+pub(super) fn grows(kind: &Kind) -> bool {
+    match kind {
+        Kind::Put(put) => !put.records.iter().all(|record| wire::parse(record).is_ok_and(|parts| parts.deleted)),
+        Kind::Patch(_) | Kind::SetCheckpoint(_) => true,
+        _ => false,
+    }
+}
