@@ -13,7 +13,7 @@ use kube::{
     runtime::{events::Recorder, reflector::Store},
 };
 
-use crate::{metrics::Metrics, reconcile::validate::Names};
+use crate::{brokers::Brokers, metrics::Metrics, reconcile::validate::Names};
 
 /// How long a call to the API server may take. Reconciling is tried again; a call that hangs would hold it for ever.
 const CALL_MAX: Duration = Duration::from_secs(15);
@@ -48,6 +48,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// What is there.
     pub caches: Caches,
+    /// Brokers.
+    pub brokers: Brokers,
     /// What the operator knows of itself.
     pub names: Names,
     /// What is counted.

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Databroker,
+    brokers::Brokers,
     config::Config,
     context::{Caches, Context},
     metrics::{self, Metrics},
@@ -203,6 +204,7 @@ async fn work(client: Client, config: &Config, metrics: Arc<Metrics>, stop: Canc
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         caches,
+        brokers: Brokers::default(),
         names: Names { namespace: config.namespace.clone(), default_image: config.default_image.clone() },
         metrics,
         client: client.clone(),

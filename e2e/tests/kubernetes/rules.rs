@@ -139,6 +139,8 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
             Ok((template.spec.context("pod")?.termination_grace_period_seconds == Some(20)).then_some(()))
         })
         .await?;
+        scene.ready(Duration::from_secs(120)).await?;
+        scene.change(json!({"replicas": 3})).await?;
         let before = scene.ready(Duration::from_secs(120)).await?;
 
         // Also when it leaves nobody who could lead.

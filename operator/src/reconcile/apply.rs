@@ -316,17 +316,17 @@ pub async fn step(
         Step::Found { ordinal, again } => {
             let Some(address) = addresses.get(ordinal) else { return Ok(done) };
             if may_found(&applier, valid, *again).await? {
-                done.founded = Some(brokers::found(address, &secrets.admin).await?);
+                done.founded = Some(context.brokers.found(address, &secrets.admin).await?);
             }
         }
         Step::SetMembers { generation, members } => {
             let Some(address) = addresses.values().next() else { return Ok(done) };
             let members = members.iter().map(|ordinal| member(valid, *ordinal)).collect();
-            brokers::set_members(address, &secrets.admin, *generation, members).await?;
+            context.brokers.set_members(address, &secrets.admin, *generation, members).await?;
         }
         Step::Handover { from } => {
             if let Some(address) = addresses.get(from) {
-                let leader = brokers::hand_over(address, &secrets.admin).await?;
+                let leader = context.brokers.hand_over(address, &secrets.admin).await?;
                 tracing::info!(name = valid.name, namespace = valid.namespace, leader, "leadership was handed over");
                 done.handed_over = true;
             }

@@ -82,11 +82,11 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
     // Client: the caches, and the brokers.
     let there = observe::there(&context.caches, &valid);
     let wanted_secrets = secrets::build(&valid, &there.secrets, now)?;
-    let mut look = look(there, &object, &valid, &wanted_secrets.admin).await;
+    let mut look = look(context, there, &object, &valid, &wanted_secrets.admin).await;
     if look.plan.is_disruptive(&look.seen) && !valid.spec.suspend {
         // Once more, past the caches.
         let there = observe::fresh(context, &valid, look.there.secrets).await.map_err(Error::LookAgain)?;
-        look = self::look(there, &object, &valid, &wanted_secrets.admin).await;
+        look = self::look(context, there, &object, &valid, &wanted_secrets.admin).await;
     }
 
     // Client.
@@ -133,9 +133,9 @@ struct Look {
     plan: Plan,
 }
 
-async fn look(there: There, object: &Databroker, valid: &Valid, admin: &Admin) -> Look {
+async fn look(context: &Context, there: There, object: &Databroker, valid: &Valid, admin: &Admin) -> Look {
     let addresses = observe::addresses(&there, valid);
-    let answers = observe::ask(&addresses, admin).await;
+    let answers = observe::ask(&addresses, &context.brokers, admin).await;
     let seen = observe::seen(&there, &answers, record(object), valid);
     let plan = plan(valid.wanted(), &seen);
     Look { there, addresses, answers, seen, plan }

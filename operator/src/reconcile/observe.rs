@@ -23,7 +23,7 @@ use super::{
     validate::Valid,
 };
 use crate::{
-    brokers::{self, Address},
+    brokers::{Address, Brokers},
     context::{Caches, CallError, Context, call},
     resources::{
         meta, pod,
@@ -108,9 +108,9 @@ pub fn addresses(there: &There, valid: &Valid) -> BTreeMap<u32, Address> {
 }
 
 /// Asks all of them at once.
-pub async fn ask(addresses: &BTreeMap<u32, Address>, admin: &Admin) -> Answers {
+pub async fn ask(addresses: &BTreeMap<u32, Address>, brokers: &Brokers, admin: &Admin) -> Answers {
     let asked = addresses.iter().map(|(ordinal, address)| async move {
-        match brokers::status(address, admin).await {
+        match brokers.status(address, admin).await {
             Ok(answer) => Some((*ordinal, answer)),
             Err(error) => {
                 tracing::debug!(%error, "a broker does not answer");
