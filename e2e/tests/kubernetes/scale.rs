@@ -2,15 +2,21 @@
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::ensure;
 use kube::ResourceExt as _;
 use rand::RngExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{NAME, Scene, figure, is_ready, load::Way, operator, scene, tools::kubectl, until};
+use crate::harness::{
+    NAME, Scene, figure, is_ready,
+    load::Way,
+    operator, scene,
+    tools::{Cutter, in_pod, kubectl},
+    until,
+};
 
 /// A step of one or two members, with the operator killed on the way.
 const STEP_MAX: Duration = Duration::from_secs(180);
@@ -107,6 +113,62 @@ async fn a_member_that_was_removed_unheard_returns_without_its_old_disk() -> any
         Ok(())
     })
     .await
+}
+
+/// Two of three disks are a majority of what they last heard of, if they heard of nothing since.
+#[tokio::test]
+async fn returning_members_elect_nobody_while_the_remaining_one_is_cut_off() -> anyhow::Result<()> {
+    let Some(cutter) = Cutter::at_hand() else {
+        println!("LEFT OUT: nobody can cut a node off (E2E_CLUSTER)");
+        return Ok(());
+    };
+    scene("return", async |scene| {
+        scene.found(json!({})).await?;
+        scene.put("of three").await?;
+        scene.change(json!({"replicas": 1})).await?;
+        scene
+            .until("one replica", STEP_MAX, |object| {
+                is_ready(object) && object.status.as_ref().is_some_and(|status| status.replicas == 1)
+            })
+            .await?;
+        scene.put("of one").await?;
+        let node = scene.node_of(&format!("{NAME}-0")).await?;
+        cutter.cut(&node).await?;
+        let alone = returns_alone(scene).await;
+        cutter.join(&node).await?;
+        alone?;
+        scene.until("three replicas", STEP_MAX, is_ready).await?;
+        scene.whole(3, Duration::from_secs(60)).await?;
+        ensure!(scene.has("of three").await? && scene.has("of one").await?, "a record is gone");
+        Ok(())
+    })
+    .await
+}
+
+async fn returns_alone(scene: &Scene) -> anyhow::Result<()> {
+    scene.change(json!({"replicas": 3})).await?;
+    let returned = [1, 2].map(|ordinal| format!("{NAME}-{ordinal}"));
+    let leader = async |pod: &str| -> anyhow::Result<Option<String>> {
+        let said = in_pod(&scene.namespace, pod, &["/databroker", "cluster", "status", "-o", "json"]).await?;
+        let status: Value = serde_json::from_str(&said)?;
+        Ok(status["leader"].as_str().filter(|leader| !leader.is_empty()).map(str::to_owned))
+    };
+    until("both answer, on their old volumes", STEP_MAX, async || {
+        for pod in &returned {
+            leader(pod).await?;
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    // Many elections long.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(10) {
+        for pod in &returned {
+            let leader = leader(pod).await?;
+            ensure!(leader.is_none(), "{pod} says that {leader:?} leads");
+        }
+    }
+    Ok(())
 }
 
 /// Kills it at random moments, until told to stop; returns how often.
