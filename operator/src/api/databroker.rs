@@ -174,7 +174,7 @@ impl ImagePullPolicy {
 pub struct Storage {
     /// The size of each broker's volume. Default: 1Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("quantity(self).isGreaterThan(quantity('63Mi'))").message("storage.size must be at least 64Mi"))]
+    #[x_kube(validation = Rule::new("quantity(self).isGreaterThan(quantity('511Mi'))").message("storage.size must be at least 512Mi"))]
     pub size: Option<Quantity>,
     /// The class of the volumes. Default: the cluster's.
     #[serde(skip_serializing_if = "Option::is_none")]

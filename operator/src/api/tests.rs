@@ -44,7 +44,7 @@ fn wrong() -> Vec<(&'static str, Value)> {
         spec(json!({"podLabels": {"app.kubernetes.io/name": "mine"}})),
         spec(json!({"podAnnotations": {"databroker.dev/config": "mine"}})),
         spec(json!({"storage": {"ephemeral": true, "size": "1Gi"}})),
-        spec(json!({"storage": {"size": "63Mi"}})),
+        spec(json!({"storage": {"size": "511Mi"}})),
         spec(json!({"election": {"heartbeatInterval": "150ms"}})),
         spec(json!({"election": {"electionTimeoutMax": "300ms"}})),
         spec(json!({"election": {"heartbeatInterval": "5ms"}})),
@@ -89,7 +89,7 @@ fn every_rule_is_broken_by_something_and_says_so() {
 fn what_is_right_breaks_no_rule() {
     let production = json!({
         "replicas": 5,
-        "storage": {"size": "64Mi", "storageClassName": "fast"},
+        "storage": {"size": "512Mi", "storageClassName": "fast"},
         "election": {"heartbeatInterval": "50ms", "electionTimeoutMin": "150ms", "electionTimeoutMax": "200ms"},
         "podLabels": {"team": "access"},
         "podAnnotations": {"example.com/note": "x"},
