@@ -127,6 +127,8 @@ impl<R: Runtime> Node<R> {
         self.ready()?;
         let room = tokio::time::timeout_at(deadline, self.room(kind.encoded_len()));
         let room = room.await.map_err(|_| Error::Overloaded)??;
+        // The sender has asked the same, and may have heard of it too late.
+        self.fits(&kind)?;
         self.send(Proposal::new(kind, origin, Some(room), deadline)).await
     }
 

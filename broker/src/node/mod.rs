@@ -231,13 +231,9 @@ impl<R: Runtime> Node<R> {
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
         self.ready()?;
-        if let Some(full) = shared.space.of_leader(|| self.leader_full())
-            && space::grows(&kind)
-        {
-            return Err(full.into());
-        }
         let deadline = Instant::now() + shared.hold;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
+        self.fits(&kind)?;
         self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
     }
 
@@ -363,14 +359,21 @@ impl<R: Runtime> Node<R> {
         (self.shared.log_engine.stats(), self.shared.replica.store_stats())
     }
 
-    /// Whether the leader's disk is nearly full: this node's own, or by what the leader said last.
+    /// Whether the leader's disk has space for a command.
+    fn fits(&self, kind: &Kind) -> Result<(), Error> {
+        let space = &self.shared.space;
+        let full = space.of_leader(|| self.leader_full());
+        full.filter(|full| space.keeps_from(full, kind)).map_or(Ok(()), |full| Err(full.into()))
+    }
+
+    /// Whether the leader's disk is nearly full: this node's own, or by what the leader said a moment ago.
     fn leader_full(&self) -> Option<Full> {
         if self.role().leads {
             return self.shared.space.full();
         }
         let leader = self.shared.replica.present_leader()?;
         let known = self.shared.directory.all();
-        let said = known.values().map(|heard| &heard.said).find(|said| said.node == leader)?;
+        let said = &known.values().find(|heard| heard.said.node == leader && heard.is_recent())?.said;
         said.disk_full.then_some(Full { free: said.disk_bytes_free })
     }
 

@@ -15,6 +15,8 @@ use crate::store::{command::Kind, wire};
 const RESERVE_MAX: u64 = 128 << 20;
 /// Of a small one, this part.
 const RESERVE_PART: u64 = 8;
+/// Of the reserve, the last part is not for deletions either: a deleted record is kept for a while, for streams that resume.
+const FLOOR_PART: u64 = 4;
 /// How old what was seen may be: a disk is not filled by more than some tens of megabytes in that time.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -47,7 +49,8 @@ pub(super) struct Space {
 /// Why no more records are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the leader's disk is nearly full, {} MiB are free: records can be read and deleted; for more, its volume has to be larger",
+    "the leader's disk is nearly full, {} MiB are free: records can be read, and deleted while there is room for that; for more, its \
+     volume has to be larger",
     free >> 20
 )]
 pub struct Full {
@@ -71,6 +74,11 @@ impl Space {
         Some(Full { free })
     }
 
+    /// Whether a disk that has no more than this keeps a command out.
+    pub(super) fn keeps_from(&self, full: &Full, kind: &Kind) -> bool {
+        grows(kind) || (matches!(kind, Kind::Put(_)) && full.free < self.reserve / FLOOR_PART)
+    }
+
     /// What `judge` said of the leader's disk a moment ago. Every write asks.
     pub(super) fn of_leader(&self, judge: impl FnOnce() -> Option<Full>) -> Option<Full> {
         let mut judged = self.judged.lock();
@@ -85,12 +93,11 @@ impl Space {
     }
 }
 
-/// Whether a command may need more than what it takes away. That records are deleted is written as well, and their changes
-/// are kept for a while: but it is the way out.
-pub(super) fn grows(kind: &Kind) -> bool {
+/// Whether a command is about records and leaves more of them, or larger ones.
+fn grows(kind: &Kind) -> bool {
     match kind {
         Kind::Put(put) => !put.records.iter().all(|record| wire::parse(record).is_ok_and(|parts| parts.deleted)),
-        Kind::Patch(_) | Kind::SetCheckpoint(_) => true,
+        Kind::Patch(_) => true,
         _ => false,
     }
 }

@@ -420,7 +420,12 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         // One record among them that stays is one too many.
         let mixed = Kind::Put(Put { records: vec![deleted.clone(), record("b")] });
         assert!(matches!(node.propose(mixed).await, Err(Error::Full(_))));
-        node.propose(Kind::Put(Put { records: vec![deleted] })).await.unwrap();
+        let delete = Kind::Put(Put { records: vec![deleted] });
+        node.propose(delete.clone()).await.unwrap();
+        // A deletion is written too.
+        left.store((32 << 20) - 1, Relaxed);
+        look().await;
+        assert!(matches!(node.propose(delete).await, Err(Error::Full(_))));
         left.store(128 << 20, Relaxed);
         look().await;
         node.propose(put("b")).await.unwrap();

@@ -257,6 +257,13 @@ pub enum Stall {
     },
 }
 
+impl Volume {
+    /// It may be used again as it is.
+    fn is_kept(&self) -> bool {
+        self.retired.is_none() && !self.terminating
+    }
+}
+
 impl Cluster {
     fn is_member(&self, ordinal: u32) -> bool {
         self.members.iter().any(|member| member.ordinal == ordinal)
@@ -268,7 +275,7 @@ impl Plan {
     /// could together show a state that never was; names that are to be members could belong to pods that are about to go, and
     /// a pod could start on a volume that has been marked.
     pub fn is_disruptive(&self, seen: &Seen) -> bool {
-        let resizes = seen.pods_wanted.is_some_and(|pods| self.replicas != pods);
+        let resizes = seen.pods_wanted != Some(self.replicas);
         match self.step {
             Step::Settled | Step::Wait(_) | Step::Stalled(_) | Step::MarkRetired { .. } | Step::Unmark { .. } => {
                 resizes
@@ -285,10 +292,12 @@ impl Plan {
 /// The next step.
 pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
     let Some(pods_wanted) = seen.pods_wanted else {
-        // A volume that must not come back may be left of a StatefulSet that somebody deleted.
-        let marked = (0..wanted.replicas).find_map(|ordinal| discard(seen, ordinal));
-        let step = marked.unwrap_or(Step::Wait(Waiting::Creating));
-        let replicas = if step == Step::Wait(Waiting::Creating) { wanted.replicas } else { 0 };
+        // Somebody may have deleted it, and left its pods: they are the new one's. A volume that must not come back may be left, too.
+        let there = seen.pods.iter().rfind(|(_, pod)| !pod.terminating).map_or(0, |(ordinal, _)| past(*ordinal));
+        let (replicas, step) = match grow(seen, there, needed(wanted, seen, there)) {
+            (replicas, Step::Wait(Waiting::ScalingUp)) => (replicas.max(there), Step::Wait(Waiting::Creating)),
+            in_the_way => in_the_way,
+        };
         return Plan { replicas, record: seen.record.clone(), step };
     };
     let needed = if seen.cluster.is_some() { 0 } else { needed(wanted, seen, pods_wanted) };
@@ -309,15 +318,21 @@ pub fn plan(wanted: Wanted, seen: &Seen) -> Plan {
 /// How many pods there have to be for a cluster to have a leader: all that are asked for, and those of all voters that
 /// somebody knows of. If all of them are empty, the data may be on a volume that has no pod.
 fn needed(wanted: Wanted, seen: &Seen, pods_wanted: u32) -> u32 {
-    let past = |ordinal: u32| ordinal.saturating_add(1).min(PODS_MAX);
     let voters = seen.brokers.values().filter_map(|broker| broker.voters.last());
     let asked = voters.map(|last| past(*last)).max().unwrap_or(0).max(wanted.replicas);
     let is_empty = |ordinal| seen.brokers.get(&ordinal).is_some_and(|broker| broker.cluster_id.is_none());
     if !(0..asked.max(pods_wanted)).all(is_empty) {
         return asked;
     }
-    let kept = seen.volumes.iter().filter(|(_, volume)| volume.retired.is_none() && !volume.terminating);
-    kept.map(|(ordinal, _)| past(*ordinal)).max().unwrap_or(0).max(asked)
+    let kept = seen.volumes.iter().rfind(|(_, volume)| volume.is_kept()).map_or(0, |(ordinal, _)| past(*ordinal));
+    // A marked one would be discarded on the way; but a person may need it, if it is all that is left.
+    let is_free = seen.volumes.range(asked..kept.max(asked)).all(|(_, volume)| volume.is_kept());
+    if is_free { kept.max(asked) } else { asked }
+}
+
+/// How many pods there are up to this one.
+fn past(ordinal: u32) -> u32 {
+    ordinal.saturating_add(1).min(PODS_MAX)
 }
 
 /// Which cluster this is; or the step that comes before there is one.
@@ -327,7 +342,9 @@ fn identity(wanted: Wanted, seen: &Seen, pods: u32) -> Result<Record, Step> {
     let first = ids.next();
     // One that began anew without its status having been written has another id than that.
     let remembered = record.cluster_id.as_ref().filter(|_| record.bootstrapped && !wanted.ephemeral);
-    let ours = seen.adopted.as_ref().or(remembered).or(first.map(|(_, id)| id));
+    // What is in memory is not recovered.
+    let adopted = seen.adopted.as_ref().filter(|_| !wanted.ephemeral);
+    let ours = adopted.or(remembered).or(first.map(|(_, id)| id));
     let foreign = first.into_iter().chain(ids).find(|(_, id)| Some(*id) != ours);
     if let Some((ordinal, cluster_id)) = foreign {
         return Err(Step::Stalled(Stall::ForeignData { ordinal, cluster_id: cluster_id.clone() }));
@@ -336,7 +353,8 @@ fn identity(wanted: Wanted, seen: &Seen, pods: u32) -> Result<Record, Step> {
         return Ok(Record { bootstrapped: true, cluster_id: ours.cloned() });
     }
     let all_answer = (0..pods).all(|ordinal| seen.brokers.contains_key(&ordinal));
-    match (all_answer, record.bootstrapped || seen.adopted.is_some()) {
+    let is_unasked = seen.volumes.range(pods..PODS_MAX.max(pods)).any(|(_, volume)| volume.is_kept());
+    match (all_answer, record.bootstrapped || adopted.is_some() || is_unasked) {
         (false, false) => Err(Step::Wait(Waiting::Brokers)),
         (false, true) => Ok(record.clone()),
         (true, false) => Err(Step::Found { ordinal: 0, again: false }),
@@ -367,7 +385,7 @@ fn outdated(seen: &Seen) -> impl Iterator<Item = (u32, &Pod)> {
 
 /// How many pods, and the step, of a cluster that has a leader.
 fn members(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> (u32, Step) {
-    if let Some(step) = unmark(seen).or_else(|| mark(seen, cluster, wanted)) {
+    if let Some(step) = unmark(seen, cluster).or_else(|| mark(seen, cluster, wanted)) {
         return (pods_wanted, step);
     }
     if pods_wanted < wanted.replicas {
@@ -389,10 +407,12 @@ fn members(wanted: Wanted, seen: &Seen, pods_wanted: u32, cluster: &Cluster) -> 
 }
 
 /// A removed member that came back before its volume was discarded has begun anew as another.
-fn unmark(seen: &Seen) -> Option<Step> {
+fn unmark(seen: &Seen, cluster: &Cluster) -> Option<Step> {
+    let is_removed = |node: u64| cluster.retired.iter().any(|retired| retired.node == node);
     let mut begun = seen.volumes.iter().filter(|(ordinal, volume)| {
         let there = seen.brokers.get(ordinal).and_then(|broker| broker.node);
-        !volume.terminating && volume.retired.zip(there).is_some_and(|(retired, there)| retired != there)
+        let another = |there| volume.retired.is_some_and(|retired| retired != there) && !is_removed(there);
+        !volume.terminating && there.is_some_and(another)
     });
     let (ordinal, volume) = begun.next()?;
     Some(Step::Unmark { ordinal: *ordinal, uid: volume.uid.clone() })
@@ -406,7 +426,8 @@ fn mark(seen: &Seen, cluster: &Cluster, wanted: Wanted) -> Option<Step> {
         // Under a name that is in use there is another disk: the old one is gone.
         ordinal >= wanted.replicas && !cluster.is_member(ordinal) && !seen.brokers.contains_key(&ordinal)
     });
-    let mut unmarked = away.filter_map(|retired| {
+    // Of several that had the name the last is on the disk.
+    let mut unmarked = away.rev().filter_map(|retired| {
         let volume = seen.volumes.get(&retired.ordinal)?;
         let uid = (volume.retired.is_none() && !volume.terminating).then(|| volume.uid.clone())?;
         Some(Step::MarkRetired { ordinal: retired.ordinal, uid, node: retired.node })

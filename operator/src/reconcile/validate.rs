@@ -1,6 +1,8 @@
 //! From what people wrote to what the builders can rely on. Pure. The API server has held the object against the rules
 //! of the definition already; what is looked at here again is what those rules may not have seen.
 
+use kube::ResourceExt as _;
+
 use crate::{
     api::{
         Databroker, DatabrokerSpec,
@@ -84,7 +86,7 @@ pub fn validate(object: &Databroker, names: &Names) -> Result<Valid, Invalid> {
         replicas,
         image,
         remembered_image,
-        adopted: metadata.annotations.as_ref().and_then(|all| all.get(meta::ADOPT_ANNOTATION)).cloned(),
+        adopted: object.annotations().get(meta::ADOPT_ANNOTATION).filter(|id| !id.is_empty()).cloned(),
         operator_namespace: names.namespace.clone(),
         spec,
     })

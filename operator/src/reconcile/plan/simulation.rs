@@ -61,6 +61,8 @@ struct World {
     revision: u32,
     record: Record,
     pods_wanted: Option<u32>,
+    /// Pods stay that have no StatefulSet.
+    orphans: bool,
     pods: BTreeMap<u32, ModelPod>,
     volumes: BTreeMap<u32, (Volume, Disk)>,
     /// The truth about the cluster, once founded.
@@ -88,6 +90,7 @@ impl World {
             revision: 1,
             record: Record::default(),
             pods_wanted: None,
+            orphans: false,
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
             generation: 0,
@@ -152,8 +155,8 @@ impl World {
 
     fn kubernetes(&mut self) {
         // Without a StatefulSet its pods go.
-        let replicas = self.pods_wanted.unwrap_or(0);
-        for ordinal in 0..replicas {
+        let replicas = self.pods_wanted.unwrap_or(if self.orphans { NAMES } else { 0 });
+        for ordinal in 0..self.pods_wanted.unwrap_or(0) {
             let volume_leaves = self.volumes.get(&ordinal).is_some_and(|(volume, _)| volume.terminating);
             if !self.pods.contains_key(&ordinal) && !volume_leaves && self.chance(1, 2) {
                 if !self.volumes.contains_key(&ordinal) {
@@ -402,7 +405,8 @@ impl World {
             }
             14 => {
                 self.pods_wanted = None;
-                self.tell(|| "by hand: the StatefulSet is deleted".into());
+                self.orphans = self.random.random();
+                self.tell(|| format!("by hand: the StatefulSet is deleted, its pods stay: {}", self.orphans));
             }
             _ => {}
         }
@@ -498,12 +502,16 @@ impl World {
 
     fn apply_replicas(&mut self, seen: &Seen, replicas: u32) -> Result<(), String> {
         // Applied with the version that was seen: what was changed since is not overwritten.
-        if seen.pods_wanted != self.pods_wanted || (replicas == 0 && self.pods_wanted.is_none()) {
+        if seen.pods_wanted != self.pods_wanted {
             return Ok(());
         }
-        let before = self.pods_wanted.unwrap_or(0);
+        // Orphans are the new one's, and go if they are too many.
+        let goes = |ordinal: u32| match self.pods_wanted {
+            Some(before) => (replicas..before).contains(&ordinal),
+            None => ordinal >= replicas && self.pods.get(&ordinal).is_some_and(|pod| !pod.pod.terminating),
+        };
         for (node, (ordinal, votes, _)) in &self.members {
-            if *votes && (replicas..before).contains(ordinal) {
+            if *votes && goes(*ordinal) {
                 return Err(format!("pod {ordinal} goes, and its member {node:x} votes"));
             }
         }

@@ -141,7 +141,8 @@ fn storage(visit: &Visit<'_>) -> Verdict {
         return verdict(false, Reason::VolumePending, format!("not bound: {}", pending.join(", ")));
     }
     let members = visit.answers.values().flat_map(|answer| &answer.members);
-    let full: BTreeSet<&str> = members.filter(|member| member.disk_full).map(|member| member.name.as_str()).collect();
+    let full: BTreeSet<&str> =
+        members.filter(|member| member.disk_full && member.reachable).map(|member| member.name.as_str()).collect();
     if !full.is_empty() {
         let names = full.into_iter().collect::<Vec<_>>().join(", ");
         let remedy =
@@ -217,7 +218,8 @@ fn trouble(visit: &Visit<'_>) -> Option<String> {
         let waiting = status.container_statuses.iter().flatten().find_map(|container| {
             let waiting = container.state.as_ref()?.waiting.as_ref()?;
             let reason = waiting.reason.clone().filter(|reason| reason != "ContainerCreating")?;
-            let said = last_words(container).or(waiting.message.clone());
+            let last = last_words(container).filter(|_| reason == "CrashLoopBackOff");
+            let said = last.or(waiting.message.clone());
             Some(format!("{reason}: {}", said.unwrap_or_default()))
         });
         let unscheduled = status
@@ -239,12 +241,17 @@ fn last_words(container: &ContainerStatus) -> Option<String> {
 
 fn stalled(visit: &Visit<'_>) -> Verdict {
     match &visit.plan.step {
-        Step::Stalled(Stall::DataMissing) => verdict(
-            true,
-            Reason::DataMissing,
-            "the cluster was founded, and the disks of all brokers are empty: restore the volumes, or delete the \
-             Databroker and make it again if the records may be lost",
-        ),
+        Step::Stalled(Stall::DataMissing) => {
+            let annotated = match &visit.seen.adopted {
+                Some(id) => format!(" without its annotation {}={id}", meta::ADOPT_ANNOTATION),
+                None => String::new(),
+            };
+            let message = format!(
+                "the cluster was founded, and the disks of all brokers are empty: restore the volumes, or delete the Databroker, and \
+                 what is left of its volumes, and make it again{annotated} if the records may be lost",
+            );
+            verdict(true, Reason::DataMissing, message)
+        }
         Step::Stalled(Stall::ForeignData { ordinal, cluster_id }) => {
             let name = meta::pod(&visit.valid.name, *ordinal);
             let claim = meta::claim(&visit.valid.name, *ordinal);
