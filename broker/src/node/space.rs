@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use crate::store::{command::Kind, wire};
 
-/// Of a large volume, so much is kept: the engines write their files anew in pieces of up to 64 MiB.
-const RESERVE_MAX: u64 = 128 << 20;
-/// Of a small one, this part.
-const RESERVE_PART: u64 = 8;
+/// Of a large volume, so much is kept: what the store has in memory, 64 MiB, has to be written, and files are put together in pieces
+/// of that size while the old ones are still there.
+const RESERVE_MAX: u64 = 256 << 20;
+/// Of a small one, this part. An eighth was seen to be too little on 512 MiB under load.
+const RESERVE_PART: u64 = 4;
 /// Of the reserve, the last part is not for deletions either: a deleted record is kept for a while, for streams that resume.
 const FLOOR_PART: u64 = 4;
 /// How old what was seen may be: a disk is not filled by more than some tens of megabytes in that time.

@@ -409,10 +409,10 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         let node = inline_node_on(Arc::new(Set::to(1_000_000_000)), volume).await;
         let look = || tokio::time::sleep(Duration::from_secs(1));
         node.propose(put("a")).await.unwrap();
-        left.store((128 << 20) - 1, Relaxed);
+        left.store((256 << 20) - 1, Relaxed);
         look().await;
         let refused = node.propose(put("b")).await.unwrap_err();
-        assert!(matches!(refused, Error::Full(_)) && refused.to_string().contains("127 MiB are free"), "{refused}");
+        assert!(matches!(refused, Error::Full(_)) && refused.to_string().contains("255 MiB are free"), "{refused}");
         assert!(node.cluster_status().members[0].disk_full);
         let deleted_at = Some(prost_types::Timestamp::default());
         let deleted = databroker_proto::Record { r#type: "t".into(), id: "a".into(), deleted_at, ..Default::default() };
@@ -423,10 +423,10 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         let delete = Kind::Put(Put { records: vec![deleted] });
         node.propose(delete.clone()).await.unwrap();
         // A deletion is written too.
-        left.store((32 << 20) - 1, Relaxed);
+        left.store((64 << 20) - 1, Relaxed);
         look().await;
         assert!(matches!(node.propose(delete).await, Err(Error::Full(_))));
-        left.store(128 << 20, Relaxed);
+        left.store(256 << 20, Relaxed);
         look().await;
         node.propose(put("b")).await.unwrap();
         node.shutdown().await;
