@@ -4,10 +4,16 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
+use kube::Client;
 use serde_json::{Value, json};
 
-use crate::harness::{figure, is_ready, nodes, operator::NAMESPACE, scene, tools::kubectl, until};
+use crate::harness::{
+    figure, is_ready, nodes,
+    operator::{self, NAMESPACE},
+    scene,
+    tools::kubectl,
+    until,
+};
 
 const CLUSTERS: usize = 10;
 /// Long enough for the kubelet to have looked a few times.
@@ -20,10 +26,7 @@ async fn an_operator_whose_ten_clusters_are_settled_hardly_works() -> anyhow::Re
             let name = format!("settled-{number}");
             // Most alone, so that the nodes are not busy with brokers.
             let replicas = if number < 3 { 3 } else { 1 };
-            let object = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
-                "metadata": {"name": name}, "spec": {"replicas": replicas}});
-            let params = PatchParams::apply("e2e").force();
-            scene.databrokers().patch(&name, &params, &Patch::Apply(object)).await?;
+            scene.apply_as(&name, json!({"replicas": replicas})).await?;
         }
         until("all are Ready", Duration::from_secs(180), async || {
             let all = scene.databrokers().list(&Default::default()).await?.items;
@@ -45,9 +48,9 @@ async fn an_operator_whose_ten_clusters_are_settled_hardly_works() -> anyhow::Re
         .await?;
         println!("settled in {:.0}", Timestamp::now().duration_since(settled));
 
-        let (from, before) = (Timestamp::now(), costs().await?);
+        let (from, before) = (Timestamp::now(), costs(&scene.client).await?);
         tokio::time::sleep(WINDOW).await;
-        let (to, after) = (Timestamp::now(), costs().await?);
+        let (to, after) = (Timestamp::now(), costs(&scene.client).await?);
         let (mut busiest, mut largest) = (0.0_f64, 0);
         for (pod, cost) in &after {
             let (_, earlier) = before.iter().find(|(other, _)| other == pod).context("an operator was restarted")?;
@@ -79,10 +82,9 @@ struct Cost {
 }
 
 /// Of each replica of the operator, as the kubelets tell.
-async fn costs() -> anyhow::Result<Vec<(String, Cost)>> {
+async fn costs(client: &Client) -> anyhow::Result<Vec<(String, Cost)>> {
     let mut costs = Vec::new();
-    let client = kube::Client::try_default().await?;
-    for node in nodes(&client).await? {
+    for node in nodes(client).await? {
         let path = format!("/api/v1/nodes/{node}/proxy/stats/summary");
         let said: Value = serde_json::from_str(&kubectl(&["get", "--raw", &path]).await?)?;
         for pod in said["pods"].as_array().into_iter().flatten() {
@@ -104,9 +106,7 @@ async fn costs() -> anyhow::Result<Vec<(String, Cost)>> {
 /// The operator's calls that began between these times, one each.
 fn calls(log: &str, from: Timestamp, to: Timestamp) -> Vec<String> {
     let mut calls = std::collections::BTreeMap::new();
-    for line in log.lines().filter(|line| line.contains("serviceaccount:databroker-system:databroker-operator")) {
-        // The last line may be half written.
-        let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+    for event in operator::audited(log) {
         let began = event["requestReceivedTimestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
         if began.is_some_and(|began| from <= began && began <= to) {
             let what = format!("{} {}", event["verb"], event["requestURI"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use serde_json::json;
 
-use crate::harness::{Scene, condition, figure, is_ready, load::Way, scene, tools::tag, until};
+use crate::harness::{condition, figure, is_ready, load::Way, scene, tools::tag, until};
 
 #[tokio::test]
 async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()> {
@@ -18,7 +18,7 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
         // Held in the middle: some pod is new, and it stays at that.
         scene.change(json!({"image": format!("databroker:{}-next", tag())})).await?;
         until("the first pod is made anew", Duration::from_secs(60), async || {
-            Ok((!changed(scene, &before).await?.is_empty()).then_some(()))
+            Ok((!scene.renewed(&before).await?.is_empty()).then_some(()))
         })
         .await?;
         scene.change(json!({"updateStrategy": {"paused": true}})).await?;
@@ -26,10 +26,10 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
         ensure!(condition(&held, "Reconciling").1 == "UpdatePaused", "{:?}", condition(&held, "Reconciling"));
         let updated = held.status.map(|status| status.updated_replicas).unwrap_or_default();
         ensure!((1..3).contains(&updated), "{updated} pods are new while the roll is held");
-        let renewed = changed(scene, &before).await?;
+        let renewed = scene.renewed(&before).await?;
         ensure!(!renewed.contains(&leader), "the leader was restarted before the others");
         load.goes_on(1_000, Duration::from_secs(30)).await?;
-        ensure!(changed(scene, &before).await? == renewed, "the roll went on while it was held");
+        ensure!(scene.renewed(&before).await? == renewed, "the roll went on while it was held");
 
         scene.change(json!({"updateStrategy": {"paused": false}})).await?;
         scene
@@ -38,7 +38,7 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
             })
             .await?;
         let (after, last) = scene.whole(3, Duration::from_secs(60)).await?;
-        ensure!(changed(scene, &before).await?.len() == 3, "not every pod is new");
+        ensure!(scene.renewed(&before).await?.len() == 3, "not every pod is new");
         ensure!(after != leader, "{leader} leads again");
         let report = load.finish().await?;
         figure("roll of 3: changes of the leader, by terms (1)", last - term);
@@ -50,10 +50,4 @@ async fn a_roll_changes_the_leader_once_and_fails_no_call() -> anyhow::Result<()
         Ok(())
     })
     .await
-}
-
-/// The pods that were made anew.
-async fn changed(scene: &Scene, before: &std::collections::BTreeMap<String, String>) -> anyhow::Result<Vec<String>> {
-    let now = scene.uids().await?;
-    Ok(now.into_iter().filter(|(name, uid)| before.get(name) != Some(uid)).map(|(name, _)| name).collect())
 }

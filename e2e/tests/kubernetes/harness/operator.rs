@@ -8,6 +8,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams},
 };
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::{
@@ -80,6 +81,13 @@ pub(crate) async fn kill(client: &Client) -> anyhow::Result<()> {
     let pod = pods.iter().find(|pod| holder.contains(&pod.name_any())).or(pods.first()).context("no operator")?;
     api.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
     Ok(())
+}
+
+/// What the API server's audit log has of its calls.
+pub(crate) fn audited(log: &str) -> impl Iterator<Item = Value> {
+    let own = log.lines().filter(|line| line.contains("serviceaccount:databroker-system:databroker-operator"));
+    // The last line may be half written.
+    own.filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// Its pods.
