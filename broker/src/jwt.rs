@@ -51,6 +51,18 @@ impl SharedKey {
         decoded.try_into().map(Self).map_err(|_| MalformedKey::Length(length))
     }
 
+    /// The same, of a file. A key of 32 raw bytes may have got a line break from an editor; one that happens to end in it has
+    /// not.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn parse_file(content: &[u8]) -> Result<Self, MalformedKey> {
+        match content.strip_suffix(b"\n") {
+            Some(raw) if raw.len() == KEY_BYTES => Self::parse(raw),
+            _ => Self::parse(content),
+        }
+    }
+
     /// A key for another purpose, from which this one cannot be told: HKDF-SHA256 (RFC 5869).
     pub fn derive(&self, purpose: &[&[u8]]) -> [u8; KEY_BYTES] {
         let mut derived = [0; KEY_BYTES];
@@ -244,6 +256,16 @@ mod tests {
     }
 
     const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
+    #[test]
+    fn a_raw_key_in_a_file_may_end_in_a_line_break() {
+        let mut content = vec![7; KEY_BYTES];
+        let key = SharedKey::parse_file(&content).unwrap();
+        content.push(b'\n');
+        assert_eq!(SharedKey::parse_file(&content).unwrap().to_base64(), key.to_base64());
+        let own = [[7; KEY_BYTES - 1].as_slice(), b"\n"].concat();
+        assert_eq!(SharedKey::parse_file(&own).unwrap().to_base64(), STANDARD.encode(&own));
+    }
 
     #[test]
     fn a_token_holds_for_an_hour_and_not_longer() {

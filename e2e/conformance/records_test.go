@@ -183,6 +183,35 @@ func TestVersionsSurviveARestart(t *testing.T) {
 	}
 }
 
+// BUG: a server whose folder is locked starts all the same, and answers UNKNOWN to every call until it is restarted.
+func TestBugStartsOnALockedFolder(t *testing.T) {
+	ours(t)
+	t.Parallel()
+	first := newBroker(t)
+	put(t, first.client(), record("t", "1", ""))
+	second := &broker{binary: first.binary, dir: first.dir}
+	if err := second.launch(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(second.end)
+	select {
+	case <-second.exited:
+	case <-time.After(patience):
+		t.Fatalf("it goes on without its folder:\n%s", second.log)
+	}
+	said := second.log.String()
+	if second.process.ProcessState.ExitCode() == 0 || !strings.Contains(said, "in use by another process") || !strings.Contains(said, first.dataDir()) {
+		t.Errorf("exit code %d, and no reason:\n%s", second.process.ProcessState.ExitCode(), said)
+	}
+	if !exists(t, first.client(), "t", "1") {
+		t.Error("the first server does not have its record any more")
+	}
+	first.restart(t)
+	if !exists(t, first.client(), "t", "1") {
+		t.Error("the record is lost")
+	}
+}
+
 // BUG: NUL in a type cuts it: (a, "b\0c") and ("a\0b", c) are one key.
 func TestBugNulInKeys(t *testing.T) {
 	ours(t)

@@ -154,12 +154,16 @@ impl ConnectArgs {
     }
 
     fn resolve_key(&self) -> Result<SharedKey, Failure> {
-        let (from, text) = match (&self.shared_secret, &self.shared_secret_file) {
-            (Some(secret), _) => ("--shared-secret or SHARED_SECRET".to_owned(), secret.0.clone().into_bytes()),
+        let (from, content) = match (&self.shared_secret, &self.shared_secret_file) {
+            (Some(secret), _) => {
+                let from = "--shared-secret or SHARED_SECRET".to_owned();
+                let key = SharedKey::parse(secret.0.as_bytes());
+                return key.map_err(|source| Failure::MalformedSecret { from, source });
+            }
             (None, Some(file)) => (file.display().to_string(), read(file)?),
             (None, None) => self.secret_in_data_dir()?,
         };
-        SharedKey::parse(&text).map_err(|source| Failure::MalformedSecret { from, source })
+        SharedKey::parse_file(&content).map_err(|source| Failure::MalformedSecret { from, source })
     }
 
     fn secret_in_data_dir(&self) -> Result<(String, Vec<u8>), Failure> {

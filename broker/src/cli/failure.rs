@@ -159,10 +159,12 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::MalformedAddress { .. } | Self::NoSecret { .. } | Self::MalformedSecret { .. } => 2,
             Self::NotFound(_) => 3,
+            Self::Connect { source, .. } if refuses_certificate(&chain(source.as_ref())) => 4,
             Self::Connect { .. } | Self::NoAnswer { .. } => 5,
             Self::Refused { status, .. } => match status.code() {
                 Code::NotFound => 3,
                 Code::Unauthenticated => 4,
+                _ if status.source().is_some_and(|source| refuses_certificate(&chain(source))) => 4,
                 Code::Unavailable | Code::DeadlineExceeded => 5,
                 _ if status.source().is_some() => 5,
                 _ => 1,
@@ -199,6 +201,11 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
         cause = error.source();
     }
     line
+}
+
+/// Whether a certificate is what is wrong, by the transport's words.
+fn refuses_certificate(causes: &str) -> bool {
+    ["certificate", "UnknownIssuer", "BadSignature", "native certs"].iter().any(|words| causes.contains(words))
 }
 
 /// The usual troubles, told apart by the transport's words: their types are not public.

@@ -108,11 +108,14 @@ const BYTES: Units = &[
     ("", 1.0),
 ];
 
+/// Ten years: what is longer is a mistake, and no time of day can be added to everything.
+const DURATION_MAX: Duration = Duration::from_secs(87_600 * 3600);
+
 /// A duration such as `1h30m`, `15s` or `250ms`, not negative.
 pub(super) fn duration(text: &str) -> Parsed<Duration> {
-    let wanted = || "a duration such as 1h30m, 15s or 250ms is wanted".to_owned();
+    let wanted = || "a duration such as 1h30m, 15s or 250ms is wanted, of at most 87600h".to_owned();
     let seconds = sum_of_units(text, SECONDS).ok_or_else(wanted)?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| wanted())
+    Duration::try_from_secs_f64(seconds).ok().filter(|duration| *duration <= DURATION_MAX).ok_or_else(wanted)
 }
 
 /// A size such as `64MiB` or `1000000`, at least 1.
@@ -178,7 +181,7 @@ mod tests {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(bytes("64MiB").unwrap(), 64 << 20);
         assert_eq!(bytes("1000").unwrap(), 1000);
-        for bad in ["", "h", "1", "1x", "-1s", "1.2.3s", "1e9s", "99999999999999999999h"] {
+        for bad in ["", "h", "1", "1x", "-1s", "1.2.3s", "1e9s", "87601h", "9999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         for bad in ["", "0", "-1", "1 TiBs", "99999999999999999999GiB"] {

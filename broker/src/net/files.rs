@@ -5,6 +5,7 @@
 use std::{
     error::Error,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -13,7 +14,7 @@ use std::{
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What tells one state of a file from another; `None` if it is not there.
-type Stamp = Option<(SystemTime, u64)>;
+type Stamp = Option<(SystemTime, u64, u64)>;
 
 /// What the caller's reading of the files failed with.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -48,7 +49,7 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
 
 fn stamp(file: &Path) -> Stamp {
     let metadata = fs::metadata(file).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 fn report(files: &[PathBuf], result: Result<(), Failure>) {

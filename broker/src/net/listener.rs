@@ -9,7 +9,10 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -52,6 +55,9 @@ const SEND_BUFFER_BYTES_MAX: usize = 512 << 10;
 /// Metadata is small; this is what Go servers accept, too.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
 
+/// How long a client may take to leave that was asked to.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// After an error that accepting alone cannot get over, such as no free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,6 +83,24 @@ pub(crate) struct Bounds {
     pub(crate) ping_timeout: Duration,
     /// Whether people want to know of a handshake that fails: on a port that only a few should know.
     pub(crate) refusals_are_news: bool,
+    /// How long a connection nobody has vouched for keeps its place while others wait for one; `None` where whoever can
+    /// connect is known.
+    pub(crate) stranger_max: Option<Duration>,
+}
+
+/// Whether somebody has vouched for a connection. Its requests carry this as an extension.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing(Arc<AtomicBool>);
+
+impl Standing {
+    /// A request on it has shown who it is from.
+    pub(crate) fn vouch(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    fn is_known(&self) -> bool {
+        self.0.load(Relaxed)
+    }
 }
 
 /// Who has connected.
@@ -139,7 +163,12 @@ impl Listener {
         let free = Arc::new(Semaphore::new(self.bounds.connections_max));
         let news = Arc::new(News::default());
         while let Some((accepted, permit)) = closing.run_until_cancelled(self.door.accept(&free)).await {
-            let connection = Connection { bounds: self.bounds.clone(), news: news.clone(), closing: closing.clone() };
+            let connection = Connection {
+                bounds: self.bounds.clone(),
+                free: free.clone(),
+                news: news.clone(),
+                closing: closing.clone(),
+            };
             let service_for = service_for.clone();
             connections.spawn(async move {
                 connection.serve(accepted, service_for).await;
@@ -186,6 +215,8 @@ impl Door {
 
 struct Connection {
     bounds: Bounds,
+    /// Places for others.
+    free: Arc<Semaphore>,
     news: Arc<News>,
     closing: CancellationToken,
 }
@@ -253,8 +284,13 @@ impl Connection {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
     {
-        let service =
-            TowerToHyperService::new(service.map_request(|request: Request<Incoming>| request.map(Body::new)));
+        let standing = Standing::default();
+        let vouched = standing.clone();
+        let service = TowerToHyperService::new(service.map_request(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(vouched.clone());
+            request
+        }));
         let connection = self.protocol().serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
@@ -263,9 +299,25 @@ impl Connection {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = self.unwelcome(&standing) => {
+                connection.as_mut().graceful_shutdown();
+                // Whoever is told and stays is cut off.
+                timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke");
+        }
+    }
+
+    /// Returns when a connection that nobody has vouched for stands in the way of others.
+    async fn unwelcome(&self, standing: &Standing) {
+        let Some(patience) = self.bounds.stranger_max else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(patience).await;
+            if !standing.is_known() && self.free.available_permits() == 0 {
+                return;
+            }
         }
     }
 

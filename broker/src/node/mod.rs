@@ -330,7 +330,7 @@ impl<R: Runtime> Node<R> {
     /// What this node is for routing.
     pub fn route_role(&self) -> route::Role {
         match self.role() {
-            crate::raft::Role { voters: 0 | 1, .. } => route::Role::Standalone,
+            crate::raft::Role { members: 0 | 1, .. } => route::Role::Standalone,
             crate::raft::Role { leads: true, .. } => route::Role::Leader,
             crate::raft::Role { leads: false, .. } => route::Role::Follower,
         }

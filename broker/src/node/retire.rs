@@ -35,10 +35,11 @@ impl<R: Runtime> Node<R> {
     /// A peer says that this node is no member any longer: it does not stand for election until the leader has told it
     /// what to do.
     pub(super) fn stand_back(&self, who: &str) {
-        tracing::warn!(
-            peer = who,
-            "a peer says that this node was removed from the cluster: it will not stand for election"
-        );
-        self.shared.replica.set_campaigns(false);
+        if self.shared.replica.stand_back() {
+            tracing::warn!(
+                peer = who,
+                "a peer says that this node was removed from the cluster: it will not stand for election"
+            );
+        }
     }
 }

@@ -3,7 +3,7 @@
 /// What this node is, as far as requests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A cluster of one: it ignores what the request says about clusters.
+    /// The only member: it ignores what the request says about clusters.
     Standalone,
     /// The leader of several.
     Leader,
@@ -74,9 +74,9 @@ pub enum Rejection {
 /// Decides. Reads are answered wherever they arrive, for the fence makes them as fresh as at the leader.
 pub fn route(role: Role, mode: RequestMode, access: Access) -> Route {
     match (role, mode, access) {
-        (Role::Standalone, _, _) => Route::Local,
-        (_, RequestMode::Unknown, _) => Route::Reject(Rejection::UnknownMode),
-        (Role::Leader, _, _) => Route::Local,
+        // Nobody else could do better: what is asked for does not matter.
+        (Role::Standalone | Role::Leader, _, _) => Route::Local,
+        (Role::Follower, RequestMode::Unknown, _) => Route::Reject(Rejection::UnknownMode),
         (Role::Follower, RequestMode::Leader, _) | (Role::Follower, RequestMode::Local, Access::Write) => {
             Route::Reject(Rejection::NotLeader)
         }
@@ -102,8 +102,8 @@ mod tests {
             (Local, Write, Route::Local, Route::Local, not_leader),
             (Leader, Read, Route::Local, Route::Local, not_leader),
             (Leader, Write, Route::Local, Route::Local, not_leader),
-            (Unknown, Read, Route::Local, unknown, unknown),
-            (Unknown, Write, Route::Local, unknown, unknown),
+            (Unknown, Read, Route::Local, Route::Local, unknown),
+            (Unknown, Write, Route::Local, Route::Local, unknown),
         ];
         for (mode, access, standalone, leader, follower) in table {
             assert_eq!(route(Role::Standalone, mode, access), standalone, "{mode:?} {access:?}");

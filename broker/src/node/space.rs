@@ -6,6 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use databroker_proto::internal::{Patch, Put};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -77,7 +79,12 @@ impl Space {
 
     /// Whether a disk that has no more than this keeps a command out.
     pub(super) fn keeps_from(&self, full: &Full, kind: &Kind) -> bool {
-        grows(kind) || (matches!(kind, Kind::Put(_)) && full.free < self.reserve / FLOOR_PART)
+        match kind {
+            Kind::Put(Put { records }) | Kind::Patch(Patch { records, .. }) => {
+                full.free < self.reserve / FLOOR_PART || !are_deletions(records)
+            }
+            _ => false,
+        }
     }
 
     /// What `judge` said of the leader's disk a moment ago. Every write asks.
@@ -94,11 +101,7 @@ impl Space {
     }
 }
 
-/// Whether a command is about records and leaves more of them, or larger ones.
-fn grows(kind: &Kind) -> bool {
-    match kind {
-        Kind::Put(put) => !put.records.iter().all(|record| wire::parse(record).is_ok_and(|parts| parts.deleted)),
-        Kind::Patch(_) => true,
-        _ => false,
-    }
+/// Whether none of them is stored. A Patch deletes as a Put does: some sessions are revoked that way.
+fn are_deletions(records: &[Bytes]) -> bool {
+    records.iter().all(|record| wire::parse(record).is_ok_and(|parts| parts.deleted))
 }

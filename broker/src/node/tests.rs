@@ -420,6 +420,11 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         // One record among them that stays is one too many.
         let mixed = Kind::Put(Put { records: vec![deleted.clone(), record("b")] });
         assert!(matches!(node.propose(mixed).await, Err(Error::Full(_))));
+        let revoke =
+            Kind::Patch(databroker_proto::internal::Patch { records: vec![deleted.clone()], paths: Vec::new() });
+        node.propose(revoke).await.unwrap();
+        let touch = Kind::Patch(databroker_proto::internal::Patch { records: vec![record("a")], paths: Vec::new() });
+        assert!(matches!(node.propose(touch).await, Err(Error::Full(_))));
         let delete = Kind::Put(Put { records: vec![deleted] });
         node.propose(delete.clone()).await.unwrap();
         // A deletion is written too.

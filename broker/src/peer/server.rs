@@ -94,6 +94,7 @@ fn bounds() -> Bounds {
         ping_interval: PING_INTERVAL,
         ping_timeout: PING_TIMEOUT,
         refusals_are_news: true,
+        stranger_max: None,
     }
 }
 

@@ -98,5 +98,6 @@ fn bounds() -> Bounds {
         ping_interval: Duration::from_secs(60),
         ping_timeout: Duration::from_secs(20),
         refusals_are_news: false,
+        stranger_max: None,
     }
 }

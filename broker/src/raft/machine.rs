@@ -55,6 +55,8 @@ pub(super) struct Shared {
     ledger: Mutex<Ledger>,
     /// By bytes, the store is due to be synced.
     pub(super) sync_due: Notify,
+    /// Up to where it was synced last so that the log may be purged.
+    pub(super) built: watch::Sender<u64>,
     /// The newest command version this build can apply.
     pub(super) knows: u32,
     /// What the store publishes.
@@ -95,6 +97,7 @@ impl Machine {
             bounds,
             ledger: Mutex::new(Ledger::new(bounds)),
             sync_due: Notify::new(),
+            built: watch::Sender::default(),
         };
         Ok(Self { shared: Arc::new(shared), written_below, applied, membership })
     }
@@ -144,9 +147,9 @@ impl Shared {
         self.progress.subscribe()
     }
 
-    /// By bytes, up to where the log may be purged.
-    pub(super) fn purge_upto(&self) -> Option<u64> {
-        self.ledger.lock().purge_upto()
+    /// Up to where the log may be purged: see [`Ledger::purge_upto`].
+    pub(super) fn purge_upto(&self, synced: u64, needed: Option<u64>) -> Option<u64> {
+        self.ledger.lock().purge_upto(synced, needed)
     }
 
     /// The order matters: apply publishes, then the callers hear of it, then the streams.
@@ -257,6 +260,7 @@ impl<R: Runtime> RaftSnapshotBuilder<TypeConfig<R>> for SnapshotBuilder {
             self.shared.sync().await?;
         }
         self.shared.receiver.tidy();
+        self.shared.built.send_replace(self.meta.last_log_id.map_or(0, |id| id.index));
         let snapshot = SnapshotData::Taken(self.snapshot.clone());
         Ok(openraft::Snapshot { meta: self.meta.clone(), snapshot })
     }

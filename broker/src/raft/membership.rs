@@ -145,9 +145,17 @@ impl<R: Runtime> Replica<R> {
         self.raft.trigger().transfer_leader(to).await.map_err(|_| ChangeError::Stopped)
     }
 
-    /// Whether this node campaigns by itself when it misses a leader. It does, until told otherwise.
-    pub fn set_campaigns(&self, campaigns: bool) {
-        self.raft.runtime_config().elect(campaigns);
+    /// From now on this node does not campaign when it misses a leader. True: until now it did.
+    pub fn stand_back(&self) -> bool {
+        let mut stands_back = self.stands_back.lock();
+        self.raft.runtime_config().elect(false);
+        !std::mem::replace(&mut *stands_back, true)
+    }
+
+    /// It does, unless it was told to stand back meanwhile.
+    pub(super) fn campaign(&self) {
+        let stands_back = self.stands_back.lock();
+        self.raft.runtime_config().elect(!*stands_back);
     }
 
     /// How far each member's log is known to agree with this leader's, this node included; nothing where this node does

@@ -23,6 +23,7 @@ use crate::store::command::Answer;
 
 mod convert;
 pub mod identity;
+mod lease;
 mod log;
 mod machine;
 mod membership;

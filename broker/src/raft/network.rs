@@ -17,10 +17,12 @@ use openraft::{
         VoteRequest, VoteResponse,
     },
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Member, NodeId, TypeConfig, Vote, convert, rpc,
+    Member, NodeId, TypeConfig, Vote, convert,
+    lease::Words,
+    rpc,
     runtime::Runtime,
     snapshot::{self, Sender, SnapshotData},
     transfers::Tally,
@@ -52,6 +54,10 @@ impl Origin {
 /// address up at each call: it may have changed.
 pub(super) type Addresses = Arc<RwLock<BTreeMap<NodeId, Member>>>;
 
+/// Stores on their way, by receiver: after which index it needs the log next. One that has come stays here until openraft
+/// knows of it.
+pub(super) type Underway = Arc<Mutex<BTreeMap<NodeId, u64>>>;
+
 /// Makes the way to each peer.
 #[derive(Clone)]
 pub(super) struct Network {
@@ -59,6 +65,8 @@ pub(super) struct Network {
     pub(super) addresses: Addresses,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) sender: Sender,
+    pub(super) words: Words,
+    pub(super) underway: Underway,
 }
 
 /// The way to one peer.
@@ -120,6 +128,9 @@ impl Way {
     ) -> Result<SnapshotResponse<TypeConfig<R>>, StreamingError<TypeConfig<R>>> {
         let envelope = self.network.origin.envelope(self.to.node);
         let (peer, tally) = (self.peer(), Tally::new());
+        if let Some(last) = snapshot.meta.last_log_id {
+            self.network.underway.lock().insert(self.to.node, last.index);
+        }
         let (chunks, producing) = self.network.sender.send::<R>(envelope, &vote, snapshot, tally.clone());
         let sending = self.network.transport.send_snapshot(peer.clone(), chunks, snapshot::CHUNK_PATIENCE);
         // A failed read ends the node, through `Failure`; the peer sees a transfer without an end.
@@ -128,7 +139,10 @@ impl Way {
         let seconds = took.as_secs_f64();
         match &reply {
             Ok(_) => tracing::info!(peer, rows, bytes, seconds, "sent a store"),
-            Err(error) => tracing::warn!(peer, rows, bytes, seconds, %error, "a store was not taken over"),
+            Err(error) => {
+                self.network.underway.lock().remove(&self.to.node);
+                tracing::warn!(peer, rows, bytes, seconds, %error, "a store was not taken over");
+            }
         }
         match reply {
             Ok(reply) => rpc::snapshot_reply_of(&reply).map_err(|error| Unreachable::new(&error).into()),
@@ -153,7 +167,10 @@ impl<R: Runtime> RaftNetworkV2<TypeConfig<R>> for Way {
         let patience = if last.is_some() { APPEND_PATIENCE.max(option.hard_ttl()) } else { option.hard_ttl() };
         let append = peer_request::Kind::Append(rpc::append_message(&request));
         match self.ask::<R>(RPCTypes::AppendEntries, append, patience).await? {
-            peer_reply::Kind::Append(reply) => rpc::append_reply_of(reply, sent).map_err(senseless::<R>),
+            peer_reply::Kind::Append(reply) => {
+                self.network.words.hear(self.to.node, reply.word_millis);
+                rpc::append_reply_of(reply, sent).map_err(senseless::<R>)
+            }
             _ => Err(self.odd("it answered something else")),
         }
     }

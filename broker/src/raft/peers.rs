@@ -58,13 +58,18 @@ impl<R: Runtime> Replica<R> {
                 // As it comes: the disk may take its time.
                 self.presence.note(append.vote.as_ref());
                 let answer = self.raft.append_entries(rpc::append_of::<R>(append)?).await?;
-                Ok(reply::Kind::Append(rpc::append_reply_message(&answer)))
+                Ok(reply::Kind::Append(rpc::append_reply_message(&answer, self.word_ms)))
             }
             request::Kind::Vote(vote) => {
+                // A leader that asks for it has given up its lease.
+                if !vote.leadership_transfer {
+                    self.old_word.kept().await;
+                }
                 let answer = self.raft.vote(rpc::vote_request_of::<R>(&vote)?).await?;
                 Ok(reply::Kind::Vote(rpc::vote_reply_message(&answer)))
             }
             request::Kind::PreVote(vote) => {
+                self.old_word.kept().await;
                 let answer = self.raft.pre_vote(rpc::vote_request_of::<R>(&vote)?).await?;
                 Ok(reply::Kind::PreVote(rpc::vote_reply_message(&answer)))
             }

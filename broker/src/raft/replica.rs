@@ -7,20 +7,22 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use databroker_proto::internal::Envelope;
 use openraft::{
-    Config, ReadPolicy, SnapshotPolicy,
+    Config, RaftMetrics, ReadPolicy, SnapshotPolicy,
     alias::OneshotReceiverOf,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError},
     impls::ProgressResponder,
     raft::ClientWriteResult,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
     LogId, Member, NodeId, Observer, Proposal, Retention, StoredMembership, TypeConfig,
+    lease::{OldWord, Words},
     log::{self, Log},
     machine::{self, Machine},
-    network::{Addresses, Network, Origin},
+    network::{Addresses, Network, Origin, Underway},
     presence::Presence,
     runtime::{Clock, Executor, Failure, Runtime, Tokio},
     snapshot::{CHUNK_PATIENCE, Receiver, Sender},
@@ -178,11 +180,18 @@ pub struct Replica<R: Runtime = Tokio> {
     pub(super) role: watch::Receiver<Role>,
     pub(super) presence: Presence,
     pub(super) node_id: NodeId,
+    /// For how many milliseconds this node keeps its word to a leader; as a leader, how long its lease is.
+    pub(super) word_ms: u64,
+    pub(super) words: Words,
+    pub(super) old_word: OldWord,
+    pub(super) stands_back: Arc<Mutex<bool>>,
+    pub(super) underway: Underway,
 }
 
 impl<R: Runtime> Clone for Replica<R> {
     fn clone(&self) -> Self {
-        let Self { raft, machine, log, role, presence, node_id } = self;
+        let Self { raft, machine, log, role, presence, node_id, word_ms, words, old_word, stands_back, underway } =
+            self;
         Self {
             raft: raft.clone(),
             machine: machine.clone(),
@@ -190,6 +199,11 @@ impl<R: Runtime> Clone for Replica<R> {
             role: role.clone(),
             presence: presence.clone(),
             node_id: *node_id,
+            word_ms: *word_ms,
+            words: words.clone(),
+            old_word: *old_word,
+            stands_back: stands_back.clone(),
+            underway: underway.clone(),
         }
     }
 }
@@ -204,10 +218,13 @@ fn config(timers: Timers, retention: Retention) -> Result<Config, Error> {
         election_timeout_min: timers.election_ms_min,
         election_timeout_max: timers.election_ms_max,
         enable_pre_vote: Some(true),
+        // Not before the word of the process before is kept.
+        enable_elect: false,
         // A leader that restarts asks for votes again: it may have lost what was not synced.
         enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(retention.sync_entries),
-        max_in_snapshot_log_to_keep: retention.keep_entries,
+        // `follow_size` purges.
+        max_in_snapshot_log_to_keep: u64::MAX,
         install_snapshot_timeout: u64::try_from(CHUNK_PATIENCE.as_millis()).unwrap_or(u64::MAX),
         ..Config::default()
     };
@@ -239,17 +256,69 @@ impl<R: Runtime> Replica<R> {
         let (node_id, shared) = (log.node_id(), machine.shared());
         let (addresses, observer) = (Addresses::default(), shared.observer.clone());
         let sender = Sender { lane: transfers, failure: failure.clone(), observer };
-        let network = Network { origin, addresses: addresses.clone(), transport, sender };
+        let (word_ms, words) = (timers.election_ms_max, Words::default());
+        // One that was not noted was as long as this one.
+        let word_before = log.word().or_else(|| (log.starts() > 1).then_some(word_ms));
+        if log.word().is_none_or(|before| before < word_ms) {
+            // Before any is given.
+            log.note_word(word_ms).await.map_err(|error| Error::Start { reason: error.to_string() })?;
+        }
+        let underway = Underway::default();
+        let network = Network {
+            origin,
+            addresses: addresses.clone(),
+            transport,
+            sender,
+            words: words.clone(),
+            underway: underway.clone(),
+        };
         let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine)
             .await
             .map_err(|error| Error::Start { reason: error.to_string() })?;
         let (announce, role) = watch::channel(Role::default());
         let presence = Presence::new(timers.election_ms_max);
-        let replica = Self { raft, machine: shared, log, role, presence, node_id };
+        let failed = |error: Fatal<TypeConfig<R>>| Error::Start { reason: error.to_string() };
+        let membership = raft.with_raft_state(|state| state.membership_state.effective().clone());
+        let membership = membership.await.map_err(failed)?;
+        let old_word = match word_before {
+            Some(before) if !is_alone(&membership, node_id) => OldWord::given(before.max(word_ms)),
+            // Nobody was given any.
+            _ => OldWord::default(),
+        };
+        let stands_back = Arc::default();
+        let replica = Self {
+            raft,
+            machine: shared,
+            log,
+            role,
+            presence,
+            node_id,
+            word_ms,
+            words,
+            old_word,
+            stands_back,
+            underway,
+        };
         R::spawn("role", &failure, replica.clone().follow_role(announce, addresses, failure.clone()));
         R::spawn("size", &failure, replica.clone().follow_size());
-        replica.find_place().await?;
+        R::spawn("word", &failure, replica.clone().keep_old_word(word_before, timers));
+        replica.find_place(&membership).await?;
         Ok(replica)
+    }
+
+    /// Keeps the word of the process before; then this node may campaign.
+    async fn keep_old_word(self, word_before: Option<u64>, timers: Timers) {
+        self.old_word.kept().await;
+        if word_before.is_some_and(|before| before > self.word_ms) {
+            // If it cannot be noted the node is about to end, and has said why.
+            drop(self.log.note_word(self.word_ms).await);
+        }
+        if self.old_word.is_any() {
+            // Nodes that were started together must not campaign together.
+            let spread = timers.election_ms_max.saturating_sub(timers.election_ms_min).saturating_add(1);
+            tokio::time::sleep(Duration::from_millis(self.node_id % spread)).await;
+        }
+        self.campaign();
     }
 
     /// This disk's node id.
@@ -335,7 +404,8 @@ impl<R: Runtime> Replica<R> {
     /// # Errors
     /// This node cannot tell, because it does not lead.
     pub async fn read_index(&self) -> Result<u64, Refusal> {
-        match self.raft.get_read_log_id(ReadPolicy::LeaseRead).await {
+        let policy = if self.may_read_by_lease() { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        match self.raft.get_read_log_id(policy).await {
             Ok((id, _applied)) => Ok(id.index()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(Refusal::NotLeader { leader: forward.leader_id })
@@ -345,6 +415,14 @@ impl<R: Runtime> Replica<R> {
             }
             Err(RaftError::Fatal(_)) => Err(Refusal::Stopped),
         }
+    }
+
+    /// Whether nobody else can be elected while this leader's lease lasts.
+    fn may_read_by_lease(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let others = metrics.membership_config.voter_ids().filter(|node| *node != self.node_id);
+        self.words.last(self.word_ms, others)
     }
 
     /// Stops, with everything applied on the disk.
@@ -359,11 +437,9 @@ impl<R: Runtime> Replica<R> {
 
     /// Returns once this node knows whether it belongs to a cluster. A lone voter campaigns at once: it need not wait
     /// until it misses a leader that cannot exist.
-    async fn find_place(&self) -> Result<(), Error> {
+    async fn find_place(&self, membership: &StoredMembership) -> Result<(), Error> {
         let failed = |error: Fatal<TypeConfig<R>>| Error::Start { reason: error.to_string() };
-        let membership = self.raft.with_raft_state(|state| state.membership_state.effective().clone());
-        let membership = membership.await.map_err(failed)?;
-        if is_alone(&membership, self.node_id) {
+        if is_alone(membership, self.node_id) {
             self.raft.trigger().elect(false).await.map_err(failed)?;
         }
         if membership.voter_ids().next().is_some() {
@@ -381,6 +457,7 @@ impl<R: Runtime> Replica<R> {
             let now = metrics.borrow_and_update().clone();
             let membership = &now.membership_config;
             *addresses.write() = membership.nodes().map(|(node, member)| (*node, member.clone())).collect();
+            self.words.retain(|node| membership.get_node(&node).is_some());
             let leads = now.current_leader.map(|leader| (now.vote.leader_id.term, leader));
             if leads.is_some() && led != leads {
                 (led, leader_changes) = (leads, leader_changes + 1);
@@ -408,23 +485,41 @@ impl<R: Runtime> Replica<R> {
         }
     }
 
-    /// Has the store synced and the log purged when they have grown by bytes; openraft itself counts entries.
+    /// Has the store synced when its log has grown by bytes, for openraft itself counts entries; and the log purged whenever
+    /// the store was synced.
     async fn follow_size(self) {
+        let mut built = self.machine.built.subscribe();
         loop {
-            self.machine.sync_due.notified().await;
-            let applied = self.raft.metrics().borrow_watched().last_applied;
-            if self.raft.trigger().snapshot().await.is_err() {
-                return;
-            }
-            let snapshot = self.raft.wait(Some(SNAPSHOT_PATIENCE));
-            // What is not in a snapshot yet will not be purged; the next round makes up for it.
-            drop(snapshot.metrics(|metrics| metrics.snapshot >= applied, "snapshot").await);
-            if let Some(upto) = self.machine.purge_upto()
-                && self.raft.trigger().purge_log(upto).await.is_err()
-            {
+            let done = tokio::select! {
+                () = self.machine.sync_due.notified() => self.raft.trigger().snapshot().await,
+                _ = built.changed() => {
+                    let synced = *built.borrow_and_update();
+                    let snapshot = self.raft.wait(Some(SNAPSHOT_PATIENCE));
+                    let is_known = |metrics: &RaftMetrics<TypeConfig<R>>| metrics.snapshot.map(|id| id.index) >= Some(synced);
+                    // What openraft does not know to be synced it does not purge; the next round makes up for it.
+                    drop(snapshot.metrics(is_known, "snapshot").await);
+                    match self.machine.purge_upto(synced, self.needed()) {
+                        Some(upto) => self.raft.trigger().purge_log(upto).await,
+                        None => Ok(()),
+                    }
+                }
+            };
+            if done.is_err() {
                 return;
             }
         }
+    }
+
+    /// After which index a follower that answers has yet to get entries, if the log has all of them; nowhere where this node
+    /// does not lead.
+    fn needed(&self) -> Option<u64> {
+        let purged = self.raft.metrics().borrow_watched().purged.map(|id| id.index);
+        let (matched, answering) = (self.matched(), self.answering());
+        let mut underway = self.underway.lock();
+        underway.retain(|node, end| matched.get(node).is_some_and(|matched| *matched < Some(*end)));
+        let followers = matched.iter().filter(|(node, _)| answering.contains(node));
+        let needed = followers.filter_map(|(node, matched)| underway.get(node).copied().max(*matched));
+        needed.filter(|index| Some(*index) >= purged).min()
     }
 }
 

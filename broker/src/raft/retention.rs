@@ -1,6 +1,7 @@
 //! When the store is synced so that the log may be purged, and how much of the log stays. Pure.
 //!
-//! openraft counts entries only; entries hold from a few bytes to many megabytes, so here bytes count as well.
+//! openraft counts entries only, and knows nothing of followers that have yet to get them; here bytes count as well, for
+//! entries hold from a few of them to many megabytes.
 
 use std::collections::VecDeque;
 
@@ -15,15 +16,24 @@ pub struct Retention {
     pub keep_entries: u64,
     /// Bytes of entries that stay after a sync.
     pub keep_bytes: u64,
+    /// Bytes of entries that stay at most for a follower that has yet to get them: while a store is on its way to it,
+    /// others write on, and what they write must be there when it has come. 0: none stay for that.
+    pub hold_bytes: u64,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { sync_entries: 10_000, sync_bytes: 32 << 20, keep_entries: 5_000, keep_bytes: 32 << 20 }
+        Self {
+            sync_entries: 10_000,
+            sync_bytes: 32 << 20,
+            keep_entries: 5_000,
+            keep_bytes: 32 << 20,
+            hold_bytes: 256 << 20,
+        }
     }
 }
 
-/// Distance between two remembered places of the log, in bytes. With the bounds above a hundred of them.
+/// Distance between two remembered places of the log, in bytes. With the bounds above some hundreds of them.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// What was applied since the process started, and where the log may be cut.
@@ -57,19 +67,26 @@ impl Ledger {
         self.bytes_at_sync = self.bytes;
     }
 
-    /// The newest index after which more than `keep_bytes` were applied: up to there the log may go.
-    pub(super) fn purge_upto(&self) -> Option<u64> {
-        let place = self.places.front().filter(|(_, bytes)| self.is_old(*bytes));
+    /// Up to where the log may go when the store is synced up to `synced`; `needed`: all after this is still to go to a
+    /// follower. `None`: nowhere.
+    pub(super) fn purge_upto(&self, synced: u64, needed: Option<u64>) -> Option<u64> {
+        let by_count = synced.checked_sub(self.bounds.keep_entries);
+        let upto = by_count.max(self.followed_by(self.bounds.keep_bytes))?.min(synced);
+        let held = needed.filter(|_| self.bounds.hold_bytes > 0).map_or(upto, |needed| upto.min(needed));
+        let too_old = self.followed_by(self.bounds.hold_bytes).map(|index| index.min(upto));
+        Some(held.max(too_old.unwrap_or(0)))
+    }
+
+    /// The newest index after which more than so many bytes were applied.
+    fn followed_by(&self, bytes: u64) -> Option<u64> {
+        let place = self.places.iter().rfind(|(_, before)| self.bytes - before > bytes);
         place.map(|(index, _)| *index)
     }
 
-    fn is_old(&self, bytes: u64) -> bool {
-        self.bytes - bytes > self.bounds.keep_bytes
-    }
-
-    /// Only the newest of the old places is of use.
+    /// Of those that are too old for anything, only the newest is of use.
     fn forget_old_places(&mut self) {
-        while self.places.get(1).is_some_and(|(_, bytes)| self.is_old(*bytes)) {
+        let bytes = self.bounds.keep_bytes.max(self.bounds.hold_bytes);
+        while self.places.get(1).is_some_and(|(_, before)| self.bytes - before > bytes) {
             self.places.pop_front();
         }
     }
@@ -80,7 +97,14 @@ mod tests {
     use super::*;
 
     fn ledger() -> Ledger {
-        Ledger::new(Retention { sync_bytes: 8 << 20, keep_bytes: 4 << 20, ..Retention::default() })
+        let bounds = Retention {
+            sync_entries: 1,
+            sync_bytes: 8 << 20,
+            keep_entries: 1 << 40,
+            keep_bytes: 4 << 20,
+            hold_bytes: 8 << 20,
+        };
+        Ledger::new(bounds)
     }
 
     fn apply(ledger: &mut Ledger, entries: u64, bytes: u64) {
@@ -93,19 +117,41 @@ mod tests {
     fn many_small_entries_and_a_few_large_ones_are_cut_at_the_same_bytes() {
         let mut small = ledger();
         apply(&mut small, 20 << 10, 1 << 10);
-        let cut = small.purge_upto().unwrap();
+        let cut = small.purge_upto(20 << 10, None).unwrap();
         assert!((14 << 10..16 << 10).contains(&cut), "{cut}");
         let mut large = ledger();
         apply(&mut large, 20, 1 << 20);
-        assert!((14..16).contains(&large.purge_upto().unwrap()));
-        assert!(small.places.len() < 10 && large.places.len() < 10);
+        assert!((14..16).contains(&large.purge_upto(20, None).unwrap()));
+        assert!(small.places.len() < 12 && large.places.len() < 12);
     }
 
     #[test]
     fn nothing_is_cut_below_the_bound() {
         let mut ledger = ledger();
         apply(&mut ledger, 4, 1 << 20);
-        assert_eq!(ledger.purge_upto(), None);
+        assert_eq!(ledger.purge_upto(4, None), None);
+    }
+
+    #[test]
+    fn entries_are_counted_and_none_goes_that_is_not_synced() {
+        let mut ledger = Ledger::new(Retention { keep_entries: 10, ..Retention::default() });
+        apply(&mut ledger, 100, 1);
+        assert_eq!((ledger.purge_upto(9, None), ledger.purge_upto(99, None)), (None, Some(89)));
+        let mut ledger = self::ledger();
+        apply(&mut ledger, 20, 1 << 20);
+        assert_eq!(ledger.purge_upto(3, None), Some(3));
+    }
+
+    #[test]
+    fn what_a_follower_has_yet_to_get_stays_within_a_bound() {
+        let mut ledger = ledger();
+        apply(&mut ledger, 20, 1 << 20);
+        let free = ledger.purge_upto(20, None).unwrap();
+        assert_eq!(ledger.purge_upto(20, Some(13)), Some(13));
+        assert_eq!(ledger.purge_upto(20, Some(19)), Some(free));
+        // Eight of twenty are the most.
+        let held = ledger.purge_upto(20, Some(2)).unwrap();
+        assert!((10..12).contains(&held), "{held}");
     }
 
     #[test]

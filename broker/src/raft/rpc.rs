@@ -66,7 +66,11 @@ fn refuse_unordered(vote: &Vote, prev: Option<LogId>, entries: &[Entry]) -> Resu
     Ok(())
 }
 
-pub(super) fn append_reply_message<R: Runtime>(reply: &AppendEntriesResponse<TypeConfig<R>>) -> proto::AppendReply {
+/// `word_millis`: for how long after this its sender helps nobody else to lead.
+pub(super) fn append_reply_message<R: Runtime>(
+    reply: &AppendEntriesResponse<TypeConfig<R>>,
+    word_millis: u64,
+) -> proto::AppendReply {
     use proto::append_reply::Result as Outcome;
     let result = match reply {
         AppendEntriesResponse::Success => Outcome::Success(proto::Done {}),
@@ -76,7 +80,7 @@ pub(super) fn append_reply_message<R: Runtime>(reply: &AppendEntriesResponse<Typ
         AppendEntriesResponse::Conflict => Outcome::Conflict(proto::Done {}),
         AppendEntriesResponse::HigherVote(vote) => Outcome::HigherVote(vote_message(vote)),
     };
-    proto::AppendReply { result: Some(result) }
+    proto::AppendReply { result: Some(result), word_millis }
 }
 
 /// `sent`: where the request began and where it ended; a reply must not speak of anything else.
@@ -218,7 +222,7 @@ mod tests {
     fn answers_to_appends_round_trip_and_speak_only_of_what_was_sent() {
         type Reply = AppendEntriesResponse<TypeConfig<Tokio>>;
         let (sent, trip) = ((id(1, 3), id(2, 8)), |reply: Reply, sent| {
-            append_reply_of::<Tokio>(append_reply_message(&reply), sent).map(|back| assert_eq!(back, reply))
+            append_reply_of::<Tokio>(append_reply_message(&reply, 400), sent).map(|back| assert_eq!(back, reply))
         });
         let higher = Reply::HigherVote(Vote::new_committed(9, 1));
         for reply in [Reply::Success, Reply::PartialSuccess(id(1, 5)), Reply::Conflict, higher] {

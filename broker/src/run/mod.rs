@@ -21,11 +21,12 @@ use crate::{
     jwt::{KEY_BYTES, SharedKey},
     node::{self, Node},
     raft,
-    server::{self, Addresses, DiskTimes, Server},
+    server::{self, Addresses, DiskTimes, Ending, Server},
     shutdown,
     store::engine,
 };
 
+mod files;
 mod memory;
 mod peering;
 pub mod recovery;
@@ -85,22 +86,13 @@ fn keep_private() {
 pub async fn serve(config: Config) -> Result<(), Error> {
     keep_private();
     let asked = shutdown::on_signal().map_err(Error::Signals)?;
-    let (closing, parting) = (CancellationToken::new(), CancellationToken::new());
-    let disk = Arc::new(match config.storage.medium {
-        Medium::File => DiskTimes::of(config.storage.folder.clone()),
-        Medium::Memory => DiskTimes::default(),
-    });
-    let way = Way::open(&config.cluster, &config.secrets).await?;
-    let mut options = node_options(&config, disk.clone());
-    options.transport = way.transport.clone();
-    let node = Node::open(options).await?;
-    // The folder is ours now: nobody else generates a secret in it at the same time.
-    let (secrets, generated) = secrets(&config)?;
-    let certificates = way.certificates.clone();
-    let server =
-        Server::bind(&node, &config.grpc, &config.http, &secrets, &disk, certificates, closing.clone()).await?;
-    let addresses = server.addresses();
-    announce(&config, addresses, generated.as_deref())?;
+    let (ending, parting) = (Ending::default(), CancellationToken::new());
+    // A log that is replayed may take a while. It is left where it is: what is half done is done again.
+    let Some(opened) = asked.run_until_cancelled(open(&config, &ending)).await else {
+        tracing::info!("stopped before the store was open");
+        return Ok(());
+    };
+    let Opened { way, node, server } = opened?;
 
     let folder = (config.storage.medium == Medium::File).then_some(config.storage.folder.as_path());
     let mut peers = way.serve(&node, folder, &parting)?;
@@ -110,10 +102,11 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         () = asked.cancelled() => None,
     };
     let end = tokio::time::Instant::now() + config.shutdown_grace_period;
+    ending.leaving.cancel();
     if failure.is_none() {
         node.step_down().await;
     }
-    closing.cancel();
+    ending.closing.cancel();
     let drained = tokio::time::timeout(shutdown::drain_period(config.shutdown_grace_period), &mut serving).await;
     serving.abort();
     // To the last the others are answered: a write that waits here may still go to whoever leads now.
@@ -133,6 +126,34 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         }
         (None, Ok(_)) => Ok(()),
     }
+}
+
+/// What serves.
+struct Opened {
+    way: Way,
+    node: Node,
+    server: Server,
+}
+
+/// Opens the data, then the ports, and says so.
+async fn open(config: &Config, ending: &Ending) -> Result<Opened, Error> {
+    let disk = Arc::new(match config.storage.medium {
+        Medium::File => DiskTimes::of(config.storage.folder.clone()),
+        Medium::Memory => DiskTimes::default(),
+    });
+    // Before any engine opens its files.
+    let mut grpc = config.grpc.clone();
+    grpc.limits.connections_max = files::connections(grpc.limits.connections_max);
+    let way = Way::open(&config.cluster, &config.secrets).await?;
+    let mut options = node_options(config, disk.clone());
+    options.transport = way.transport.clone();
+    let node = Node::open(options).await?;
+    // The folder is ours now: nobody else generates a secret in it at the same time.
+    let (secrets, generated) = secrets(config)?;
+    let certificates = way.certificates.clone();
+    let server = Server::bind(&node, &grpc, &config.http, &secrets, &disk, certificates, ending).await?;
+    announce(config, server.addresses(), generated.as_deref())?;
+    Ok(Opened { way, node, server })
 }
 
 fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {

@@ -24,7 +24,7 @@ use super::status::Error;
 use crate::{
     config::{Secret, Secrets},
     jwt::{Expiry, METADATA_KEY, MalformedKey, SharedKey, Verifier},
-    net::watch_files,
+    net::{Standing, watch_files},
 };
 
 /// Paths that need no token.
@@ -72,17 +72,9 @@ pub fn read_key(secret: &Secret) -> Result<SharedKey, KeyError> {
         Secret::Given(key) => Ok(key.clone()),
         Secret::File(path) => {
             let content = fs::read(path).map_err(|source| KeyError::Read { path: path.clone(), source })?;
-            let key = SharedKey::parse(without_line_break(&content));
+            let key = SharedKey::parse_file(&content);
             key.map_err(|source| KeyError::Malformed { path: path.clone(), source })
         }
-    }
-}
-
-/// A key of 32 raw bytes may have got a line break from an editor; one that happens to end in it has not.
-fn without_line_break(content: &[u8]) -> &[u8] {
-    match content.strip_suffix(b"\n") {
-        Some(raw) if content.len() == crate::jwt::KEY_BYTES + 1 => raw,
-        _ => content,
     }
 }
 
@@ -182,7 +174,14 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.layer.keys.admit(&request, SystemTime::now()) {
-            Ok(()) => Either::Left(self.inner.call(request)),
+            Ok(()) => {
+                if !is_open(request.uri().path())
+                    && let Some(standing) = request.extensions().get::<Standing>()
+                {
+                    standing.vouch();
+                }
+                Either::Left(self.inner.call(request))
+            }
             Err(error) => {
                 self.layer.refused.inc();
                 Either::Right(ready(Ok(Status::from(error).into_http())))
@@ -273,16 +272,6 @@ mod tests {
         }
         assert!(keys.0.load().verified.lock().len() <= REMEMBERED_MAX);
         assert!(keys.admit(&request(GET, &[&"x".repeat(TOKEN_BYTES_MAX + 1)]), NOW).is_err());
-    }
-
-    #[test]
-    fn a_raw_key_may_end_in_a_line_break() {
-        let mut content = [7; 33];
-        content[32] = b'\n';
-        assert_eq!(without_line_break(&content), [7; 32]);
-        let mut content = [7; 32];
-        content[31] = b'\n';
-        assert_eq!(without_line_break(&content), content);
     }
 
     #[tokio::test]

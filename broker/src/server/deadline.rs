@@ -1,7 +1,7 @@
 //! Ends calls whose deadline has passed: what they wait for, and what they hold, is given up.
 //!
 //! A tower layer. The client's `grpc-timeout` counts from the moment its request is seen here; without one a call may
-//! take as long as it likes. A write that was proposed is not taken back: its client is told that the deadline has
+//! take as long as it likes, unless it needs no token. A write that was proposed is not taken back: its client is told that the deadline has
 //! passed, and finds out by reading whether the write took effect.
 //! Not here: how long a call without a deadline is held while there is no leader (`node`).
 
@@ -19,10 +19,13 @@ use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::status::Error;
+use super::{auth::is_open, status::Error};
 
 /// Says how long the client waits.
 const TIMEOUT: &str = "grpc-timeout";
+
+/// What a call without a token may take at most: streams among them would cost memory for as long as their client likes.
+const OPEN_MAX: Duration = Duration::from_secs(60);
 
 /// More digits are no timeout (the protocol of gRPC over HTTP/2, "Timeout").
 const DIGITS_MAX: usize = 8;
@@ -56,7 +59,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let deadline = timeout(request.headers()).map(|timeout| Deadline(Box::pin(sleep(timeout))));
+        let asked = timeout(request.headers());
+        let limit = if is_open(request.uri().path()) {
+            Some(asked.map_or(OPEN_MAX, |asked| asked.min(OPEN_MAX)))
+        } else {
+            asked
+        };
+        let deadline = limit.map(|limit| Deadline(Box::pin(sleep(limit))));
         Until { inner: self.0.call(request), deadline }
     }
 }

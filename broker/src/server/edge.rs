@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
-use super::{mode::request_mode, status::Error, streams::Streams};
+use super::{Ending, mode::request_mode, status::Error, streams::Streams};
 use crate::{
     node::Node,
     store::{
@@ -26,9 +26,14 @@ const PULSE: Duration = Duration::from_millis(1);
 pub(super) struct Edge {
     pub(super) node: Node,
     pub(super) streams: Streams,
+    /// No new streams.
+    pub(super) leaving: CancellationToken,
+    /// Open ones end.
     pub(super) closing: CancellationToken,
     /// For reads that are over in about a millisecond: chunks of streams, lists.
     pub(super) chunks: Readers,
+    /// For queries by an index, which may have very many records under a value.
+    pub(super) lookups: Readers,
     /// For reads that may take seconds: queries that scan.
     pub(super) scans: Readers,
     pulse: watch::Receiver<Progress>,
@@ -36,9 +41,19 @@ pub(super) struct Edge {
 
 impl Edge {
     /// Starts the pulse, which ends with `closing`.
-    pub(super) fn new(node: Node, streams: Streams, closing: CancellationToken) -> Self {
+    pub(super) fn new(node: Node, streams: Streams, ending: &Ending) -> Self {
+        let Ending { leaving, closing } = ending.clone();
         let pulse = pulse(node.progress(), closing.clone());
-        Self { node, streams, closing, chunks: Readers::new(), scans: Readers::new(), pulse }
+        Self {
+            node,
+            streams,
+            leaving,
+            closing,
+            chunks: Readers::new(),
+            lookups: Readers::new(),
+            scans: Readers::new(),
+            pulse,
+        }
     }
 
     /// Moves after each applied batch, at once where there was quiet before, else at most once per [`PULSE`].

@@ -15,8 +15,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
@@ -29,6 +38,16 @@ const PROBE_MAX: Duration = Duration::from_millis(800);
 /// well pause for seconds.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
+/// Connections that are open at a time; more wait to be accepted. Those who watch are few, and ask one thing at a time.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long a connection may last, from its first byte to the last of its answer: whoever connects and says nothing must not
+/// keep others out.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+
+/// After an error that accepting alone cannot get over.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// The content type of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -36,7 +55,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 pub(super) struct Pages {
     pub(super) node: Node,
-    pub(super) closing: CancellationToken,
+    pub(super) leaving: CancellationToken,
     pub(super) metrics: Arc<Metrics>,
     pub(super) watchdog: Arc<Mutex<Watchdog>>,
 }
@@ -62,6 +81,31 @@ impl Watchdog {
                 false
             }
         }
+    }
+}
+
+/// Serves pages, one to a connection.
+pub(super) async fn serve(tcp: TcpListener, router: Router) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).keep_alive(false);
+    // The semaphore is never closed.
+    while let Ok(permit) = free.clone().acquire_owned().await {
+        let socket = match tcp.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for health or metrics");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection = protocol.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = timeout(CONNECTION_MAX, connection).await {
+                tracing::debug!(%error, "a connection for health or metrics broke");
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -92,7 +136,7 @@ async fn alive(State(pages): State<Pages>) -> Response {
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {
-    if pages.closing.is_cancelled() {
+    if pages.leaving.is_cancelled() {
         return no("the broker is shutting down");
     }
     match timeout(PROBE_MAX, pages.node.fence()).await {

@@ -5,13 +5,14 @@
 //! ```
 //!
 //! A tower layer behind the token check. A request is charged as its bytes arrive, not by what it announces, and until
-//! its answer begins: until then it waits, and its bytes with it.
+//! its answer begins: until then it waits, and its bytes with it. Then its answer is charged (`outflow`).
 //! Not here: the bound on a single message, which the decoder knows.
 
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use tower::{Layer, Service};
 
 use super::{
     auth::is_open,
+    outflow::Room,
     status::{Error, name_as_clients_know},
 };
 
@@ -46,13 +48,15 @@ const UNIT_BYTES: usize = 1 << 10;
 #[derive(Clone)]
 pub(super) struct IntakeLayer {
     room: Arc<Semaphore>,
+    outflow: Room,
 }
 
 impl IntakeLayer {
-    /// For a server that takes requests of at most so many bytes.
-    pub(super) fn new(request_bytes_max: usize) -> Self {
+    /// For a server that takes requests of at most so many bytes. `unread_max`: see [`Room::new`].
+    pub(super) fn new(request_bytes_max: usize, unread_max: Duration) -> Self {
         let bytes = request_bytes_max.saturating_mul(LARGEST_AT_ONCE).max(ROOM_BYTES_MIN);
-        Self { room: Arc::new(Semaphore::new((bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS))) }
+        let room = Arc::new(Semaphore::new((bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS)));
+        Self { room, outflow: Room::new(unread_max) }
     }
 }
 
@@ -84,13 +88,14 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let outflow = self.layer.outflow.clone();
         // Whoever has no token must not take the room of those who have one: there, each message is held down instead.
         if is_open(request.uri().path()) {
-            return Answering { inner: self.inner.call(request), charge: None };
+            return Answering { inner: self.inner.call(request), charge: None, outflow };
         }
         let charge = Arc::new(Charge { room: self.layer.room.clone(), taken: Mutex::default() });
         let metered = |inner| Body::new(Metered { inner, received: 0, charge: charge.clone() });
-        Answering { inner: self.inner.call(request.map(metered)), charge: Some(charge) }
+        Answering { inner: self.inner.call(request.map(metered)), charge: Some(charge), outflow }
     }
 }
 
@@ -101,6 +106,8 @@ pin_project! {
         inner: F,
         // Held for as long as the request waits.
         charge: Option<Arc<Charge>>,
+        // What answers may hold.
+        outflow: Room,
     }
 }
 
@@ -115,7 +122,7 @@ where
         let mut response = ready!(this.inner.poll(cx))?;
         *this.charge = None;
         name_as_clients_know(response.headers_mut());
-        Poll::Ready(Ok(response))
+        Poll::Ready(Ok(response.map(|body| this.outflow.charge(body))))
     }
 }
 
@@ -204,7 +211,7 @@ mod tests {
                 Ok(response)
             }
         });
-        (room.clone(), IntakeLayer { room }.layer(inner))
+        (room.clone(), IntakeLayer { room, outflow: Room::new(Duration::from_secs(1)) }.layer(inner))
     }
 
     fn request(path: &str, bytes: usize) -> Request<Body> {

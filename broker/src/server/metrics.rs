@@ -261,7 +261,7 @@ impl Collector for FolderCollector {
         let gauge = ConstGauge::new(0i64).metric_type();
         let mut data = encoder.encode_descriptor("data_bytes", "What the data takes on the disk", None, gauge)?;
         for part in ["log", "store"] {
-            let bytes = i64::try_from(bytes_on_disk(&self.0.join(part))).unwrap_or(i64::MAX);
+            let bytes = i64::try_from(bytes_of(&self.0, part)).unwrap_or(i64::MAX);
             ConstGauge::new(bytes).encode(data.encode_family(&[("part", part)])?)?;
         }
         if let Ok(bytes) = fs4::available_space(&self.0) {
@@ -271,6 +271,15 @@ impl Collector for FolderCollector {
         }
         Ok(())
     }
+}
+
+/// How much of the disk a part takes: its folder, and those beside it that are numbered, one of which is in use once a store
+/// came from another node.
+fn bytes_of(folder: &Path, part: &str) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let is_of = |name: &str| name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let own = entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_of));
+    own.map(|entry| bytes_on_disk(&entry.path())).sum()
 }
 
 /// How much of the disk a folder takes. What cannot be read, or vanishes meanwhile, counts as nothing.

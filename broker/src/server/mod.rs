@@ -17,6 +17,7 @@ mod http;
 mod intake;
 mod metrics;
 mod mode;
+mod outflow;
 mod pinned;
 mod query;
 mod records;
@@ -94,6 +95,15 @@ pub fn check_files(grpc: &Grpc, secrets: &Secrets) -> Result<(), Error> {
     Ok(grpc.tls.as_ref().map_or(Ok(()), tls::check)?)
 }
 
+/// How a server is told to end, in two steps: between them its node may hand over leadership.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// Health checks say so, and no new streams are taken.
+    pub leaving: CancellationToken,
+    /// Open streams end, and nobody is accepted any more.
+    pub closing: CancellationToken,
+}
+
 /// A server whose ports are open.
 pub struct Server {
     grpc: Listener,
@@ -120,7 +130,7 @@ pub struct Addresses {
 }
 
 impl Server {
-    /// Opens the ports. `certificates` are those that other ports show; `closing` is how the server is told to stop.
+    /// Opens the ports. `certificates` are those that other ports show; `ending` is how the server is told to stop.
     ///
     /// # Errors
     /// When a port, a key or a certificate cannot be had.
@@ -131,7 +141,7 @@ impl Server {
         secrets: &Secrets,
         disk: &DiskTimes,
         mut certificates: Certificates,
-        closing: CancellationToken,
+        ending: &Ending,
     ) -> Result<Self, Error> {
         let keys = auth::Keys::load(secrets)?;
         let (tls, shown) = grpc.tls.as_ref().map(tls::server_config).transpose()?.unzip();
@@ -149,13 +159,13 @@ impl Server {
         let calls = Calls::default();
         let metrics = Arc::new(Metrics::new(calls.clone(), disk, node.clone(), streams.clone(), certificates.clone()));
         let auth = auth::AuthLayer { keys, refused: metrics.tokens_refused.clone() };
-        let pages = Pages { node: node.clone(), closing: closing.clone(), metrics, watchdog: Arc::default() };
-        let edge = Edge::new(node.clone(), streams, closing.clone());
+        let pages = Pages { node: node.clone(), leaving: ending.leaving.clone(), metrics, watchdog: Arc::default() };
+        let edge = Edge::new(node.clone(), streams, ending);
         let routes = routes(&edge, grpc.limits.request_bytes_max)?;
         let (pages, health, metrics) = open_pages(http, pages).await?;
         let grpc_address = listener.address().map_err(failed("gRPC", grpc.address))?;
         let addresses = Addresses { grpc: grpc_address, health, metrics };
-        let intake = IntakeLayer::new(grpc.limits.request_bytes_max);
+        let intake = IntakeLayer::new(grpc.limits.request_bytes_max, grpc.limits.stalled_max);
         Ok(Self {
             grpc: listener,
             routes,
@@ -166,7 +176,7 @@ impl Server {
             pages,
             addresses,
             certificates,
-            closing,
+            closing: ending.closing.clone(),
         })
     }
 
@@ -178,7 +188,7 @@ impl Server {
     /// Serves until told to stop, and until every request under way has ended. The HTTP side answers to the last.
     pub async fn serve(self) {
         let mut beside: Vec<_> =
-            self.pages.into_iter().map(|(tcp, router)| tokio::spawn(serve_page(tcp, router))).collect();
+            self.pages.into_iter().map(|(tcp, router)| tokio::spawn(http::serve(tcp, router))).collect();
         beside.push(tokio::spawn(self.certificates.tell()));
         let calls = CallLayer { calls: self.calls, closing: self.closing.clone() };
         let service = layered(self.routes, calls, self.auth, self.mode, self.intake);
@@ -197,6 +207,7 @@ fn bounds(limits: &Limits) -> Bounds {
         ping_interval: Duration::from_secs(300),
         ping_timeout: Duration::from_secs(20),
         refusals_are_news: false,
+        stranger_max: Some(Duration::from_secs(30)),
     }
 }
 
@@ -224,7 +235,7 @@ fn routes(edge: &Edge, request_bytes_max: usize) -> Result<Routes, tonic_reflect
         .add_service(CheckpointServiceServer::new(checkpoint::Checkpoints(edge.clone())))
         .add_service(RegistryServer::new(registry::Services(edge.clone())))
         // These need no token: small messages are all they take.
-        .add_service(HealthServer::new(health::Health(edge.closing.clone())).max_decoding_message_size(FREE_BYTES))
+        .add_service(HealthServer::new(health::Health::new(edge)).max_decoding_message_size(FREE_BYTES))
         .add_service(reflection().build_v1()?.max_decoding_message_size(FREE_BYTES))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(FREE_BYTES))
         .prepare())
@@ -252,10 +263,4 @@ async fn bind_page(what: &'static str, address: SocketAddr) -> Result<(TcpListen
     let tcp = net::bind(address).await.map_err(failed)?;
     let address = tcp.local_addr().map_err(failed)?;
     Ok((tcp, address))
-}
-
-async fn serve_page(tcp: TcpListener, router: Router) {
-    if let Err(error) = axum::serve(tcp, router).await {
-        tracing::error!(%error, "the HTTP side has ended");
-    }
 }

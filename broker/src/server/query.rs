@@ -36,7 +36,7 @@ pub(super) async fn answer(edge: &Edge, request: Request<QueryRequest>) -> Resul
     let _gone = StopWhenGone(query.stop.clone());
     let (snapshot, found) = match reader.cost(&query)? {
         Cost::Point => reader.query(&query)?,
-        Cost::Lookup => edge.chunks.read(move || reader.query(&query)).await?,
+        Cost::Lookup => edge.lookups.read(move || reader.query(&query)).await?,
         Cost::Scan => edge.scans.read(move || reader.query(&query)).await?,
     };
     let progress = snapshot.progress();

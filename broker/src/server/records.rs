@@ -137,7 +137,7 @@ impl DataBrokerService for Records {
     }
 
     async fn sync(&self, request: Request<SyncRequest>) -> Reply<Self::SyncStream> {
-        Ok(Response::new(sync::sync(&self.0, request.into_inner())?))
+        Ok(Response::new(sync::sync(&self.0, request.into_inner()).await?))
     }
 
     async fn sync_latest(&self, request: Request<SyncLatestRequest>) -> Reply<Self::SyncLatestStream> {

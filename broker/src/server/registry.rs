@@ -51,7 +51,7 @@ impl Registry for Services {
     }
 
     async fn watch(&self, request: Request<ListRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        if self.0.closing.is_cancelled() {
+        if self.0.leaving.is_cancelled() {
             return Err(Error::Closing.into());
         }
         let guard = self.0.streams.open()?;

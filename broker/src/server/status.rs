@@ -61,6 +61,10 @@ pub(super) enum Error {
     OtherNode(Rejection),
     /// The requests on their way in leave no room for this one.
     IntakeFull,
+    /// The large answers that are not taken by their clients yet leave no room for this one.
+    OutflowFull,
+    /// The client did not read a large answer, and what was left of it is gone.
+    Unread,
     /// The store refused the command.
     Rejected(Rejected),
     /// The node could not place the request.
@@ -103,6 +107,8 @@ impl From<Error> for Status {
             Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
             // As for any stream that fell behind: clients begin again from nothing.
             Error::Stalled => plain(Code::Aborted, "the stream was not read for too long"),
+            // A stream goes on where it was: nobody begins again for it.
+            Error::Unread => plain(Code::Unavailable, "the answer was not read for too long"),
             // CANCELLED would stop some clients for ever.
             Error::Closing => plain(Code::Unavailable, "the server is shutting down"),
             Error::TooLate => plain(
@@ -120,6 +126,11 @@ impl From<Error> for Status {
             Error::IntakeFull => plain(
                 Code::ResourceExhausted,
                 "too many large requests are being received: try again later, or send fewer records at once",
+            ),
+            Error::OutflowFull => plain(
+                Code::ResourceExhausted,
+                "too many large answers wait for their clients: try again later, or ask for less at once; if this was a \
+                 write, it has taken effect",
             ),
             Error::Rejected(rejected) => refused(&rejected),
             Error::Node(error) => unplaced(&error),

@@ -39,10 +39,17 @@ pub(super) type Responses<T> = BoxStream<'static, Result<T, Status>>;
 /// Opens a Sync stream. The response headers leave as soon as this returns: the client knows that it is connected.
 ///
 /// # Errors
-/// When the position cannot be followed, too many streams are open, or the server is stopping.
-pub(super) fn sync(edge: &Edge, request: SyncRequest) -> Result<Responses<SyncResponse>, Error> {
+/// When the position cannot be followed, too many streams are open, or the server is stopping; when the position is of
+/// another history than this node's, and no leader can be asked which of the two is old.
+pub(super) async fn sync(edge: &Edge, request: SyncRequest) -> Result<Responses<SyncResponse>, Error> {
     let guard = open(edge)?;
-    check(&edge.node.reader().snapshot().progress(), request.server_version, request.record_version)?;
+    let may_follow = |now: &Progress| check(now, request.server_version, request.record_version);
+    match may_follow(&edge.node.reader().snapshot().progress()) {
+        // Clients throw everything away when they hear that. It may be this node that is behind: its disk is being filled
+        // again, or it has not heard of a Clear yet.
+        Err(Error::ServerVersion) => may_follow(&edge.node.fence().await?.progress())?,
+        followed => followed?,
+    }
     guard.reached(request.record_version);
     let follower = Follower {
         options_sent: false,
@@ -76,7 +83,7 @@ pub(super) async fn sync_latest(
 }
 
 fn open(edge: &Edge) -> Result<Guard, Error> {
-    if edge.closing.is_cancelled() {
+    if edge.leaving.is_cancelled() {
         return Err(Error::Closing);
     }
     edge.streams.open()

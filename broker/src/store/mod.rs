@@ -44,6 +44,8 @@ mod machine;
 mod model_tests;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod strategies;
 
 pub use apply::check_shape;
 pub use machine::{Error, Options, Position, Step, Store};

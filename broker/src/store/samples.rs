@@ -170,22 +170,28 @@ pub(crate) fn hostile() -> Vec<Vec<u8>> {
 
 /// A filter from its JSON form.
 pub(crate) fn filter(json: &serde_json::Value) -> super::filter::Filter {
+    super::filter::Filter::parse(&to_struct(json)).unwrap()
+}
+
+/// A JSON object as the Struct that stands for it.
+pub(crate) fn to_struct(json: &serde_json::Value) -> prost_types::Struct {
+    let members = json.as_object().expect("a filter is an object");
+    prost_types::Struct { fields: members.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
+}
+
+fn to_value(json: &serde_json::Value) -> prost_types::Value {
     use prost_types::value::Kind;
     use serde_json::Value;
 
-    fn value(json: &Value) -> prost_types::Value {
-        let kind = match json {
-            Value::Object(_) => Kind::StructValue(fields(json)),
-            Value::Array(items) => {
-                Kind::ListValue(prost_types::ListValue { values: items.iter().map(value).collect() })
-            }
-            other => Kind::StringValue(other.as_str().unwrap_or_default().to_owned()),
-        };
-        prost_types::Value { kind: Some(kind) }
-    }
-    fn fields(json: &Value) -> prost_types::Struct {
-        let members = json.as_object().into_iter().flatten();
-        prost_types::Struct { fields: members.map(|(key, json)| (key.clone(), value(json))).collect() }
-    }
-    super::filter::Filter::parse(&fields(json)).unwrap()
+    let kind = match json {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(*value),
+        Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap()),
+        Value::String(value) => Kind::StringValue(value.clone()),
+        Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.iter().map(to_value).collect() })
+        }
+        Value::Object(_) => Kind::StructValue(to_struct(json)),
+    };
+    prost_types::Value { kind: Some(kind) }
 }

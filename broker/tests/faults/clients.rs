@@ -204,8 +204,15 @@ async fn follow(addresses: Addresses, stream: usize, server_version: u64, told: 
         let mut client = addresses.client(attempt);
         let request =
             SyncRequest { server_version, record_version: at.load(Relaxed), r#type: String::new(), wait: Some(true) };
-        let Ok(Ok(response)) = tokio::time::timeout(DEADLINE, client.sync(request)).await else { continue };
-        let mut messages = response.into_inner();
+        let mut messages = match tokio::time::timeout(DEADLINE, client.sync(request)).await {
+            Ok(Ok(response)) => response.into_inner(),
+            // Refused where it wants to go on: a client would read everything anew.
+            Ok(Err(status)) if status.code() == Code::Aborted => {
+                told.resyncs.fetch_add(1, Relaxed);
+                continue;
+            }
+            _ => continue,
+        };
         loop {
             match messages.message().await {
                 Ok(Some(message)) => {

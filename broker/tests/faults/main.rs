@@ -19,6 +19,7 @@ mod history;
 mod learner;
 mod membership;
 mod metrics;
+mod modes;
 mod outages;
 mod proxy;
 mod reads;

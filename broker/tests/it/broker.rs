@@ -6,7 +6,7 @@ use databroker::{
     config::{Grpc, Http, Limits, Secret, Secrets, TlsFiles},
     jwt::{METADATA_KEY, SharedKey, Signer},
     node::{self, Node},
-    server::{Addresses, Certificates, DiskTimes, Server},
+    server::{Addresses, Certificates, DiskTimes, Ending, Server},
     store::command::Kind,
 };
 use databroker_proto::{
@@ -20,7 +20,6 @@ use databroker_proto::{
 };
 use prost_types::Any;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
     service::{Interceptor, interceptor::InterceptedService},
@@ -74,7 +73,7 @@ impl Default for Options {
 /// A running broker over the memory engine.
 pub(crate) struct Broker {
     pub(crate) addresses: Addresses,
-    closing: CancellationToken,
+    ending: Ending,
     serving: JoinHandle<()>,
     node: Node,
 }
@@ -92,12 +91,12 @@ impl Broker {
         let grpc = Grpc { address: anywhere, tls: options.tls, limits: options.limits };
         let http = Http { health: anywhere, metrics: None };
         let secrets = Secrets { current: Some(Secret::Given(key())), previous: None };
-        let closing = CancellationToken::new();
+        let ending = Ending::default();
         let disk = DiskTimes::default();
         let certificates = Certificates::default();
-        let server = Server::bind(&node, &grpc, &http, &secrets, &disk, certificates, closing.clone()).await.unwrap();
+        let server = Server::bind(&node, &grpc, &http, &secrets, &disk, certificates, &ending).await.unwrap();
         let addresses = server.addresses();
-        Self { addresses, closing, serving: tokio::spawn(server.serve()), node }
+        Self { addresses, ending, serving: tokio::spawn(server.serve()), node }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -131,14 +130,20 @@ impl Broker {
         soon(self.node.propose(Kind::Report(Report { services, ttl_nanos: 1 }))).await.unwrap();
     }
 
+    /// Tells the broker that it is about to stop.
+    pub(crate) fn leave(&self) {
+        self.ending.leaving.cancel();
+    }
+
     /// Tells the broker to stop, without waiting for it.
     pub(crate) fn close(&self) {
-        self.closing.cancel();
+        self.leave();
+        self.ending.closing.cancel();
     }
 
     /// Stops the broker. Fails if requests do not end.
     pub(crate) async fn stop(self) {
-        self.closing.cancel();
+        self.close();
         soon(self.serving).await.unwrap();
         soon(self.node.shutdown()).await;
     }

@@ -1,17 +1,20 @@
 //! Registry, checkpoint, health, reflection and the HTTP side, as a client sees them.
 
+use databroker::node::Bootstrap;
 use databroker_proto::{
-    databroker::{Checkpoint, GetCheckpointRequest, Options, SetCheckpointRequest, SetOptionsRequest},
+    databroker::{
+        Checkpoint, GetCheckpointRequest, Options, SetCheckpointRequest, SetOptionsRequest, SyncRequest, sync_response,
+    },
     registry::{ListRequest, RegisterRequest, Service, ServiceKind, ServiceList},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::broker::{Broker, put, record, soon};
+use crate::broker::{Broker, Options as BrokerOptions, put, record, server_version, soon};
 
 fn report(endpoint: &str) -> RegisterRequest {
     let service = Service { kind: ServiceKind::Authorize.into(), endpoint: endpoint.into() };
@@ -82,6 +85,54 @@ async fn health_answers_for_any_service_without_a_token() {
         assert_eq!(answer.into_inner().status, 1, "{service}");
     }
     broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_without_records_sends_streams_and_balancers_elsewhere_and_no_client_starts_anew() {
+    let mut options = BrokerOptions::default();
+    options.node.bootstrap = Bootstrap::Explicit;
+    let broker = Broker::start_with(options).await;
+    // A wiped disk that is being filled again: the position is good, wherever it is from.
+    let request = SyncRequest { server_version: 7, record_version: 3, ..SyncRequest::default() };
+    let refused = soon(broker.client().await.sync(request)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    assert!(refused.message().starts_with("NOT_INITIALIZED"), "{refused}");
+    assert_eq!(health(&broker).await, ServingStatus::NotServing);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_leaving_says_so_takes_no_streams_and_still_answers() {
+    let broker = Broker::start().await;
+    let client = &mut broker.client().await;
+    assert_eq!(health(&broker).await, ServingStatus::Serving);
+    let server_version = server_version(client).await;
+    let request = || SyncRequest { server_version, ..SyncRequest::default() };
+    let mut open = soon(client.sync(request())).await.unwrap().into_inner();
+
+    broker.leave();
+    assert_eq!(health(&broker).await, ServingStatus::NotServing);
+    assert!(http_get(&broker, "readyz").await.contains("503"), "ready");
+    assert_eq!(soon(client.sync(request())).await.unwrap_err().code(), tonic::Code::Unavailable);
+    let watched = broker.registry().await.watch(ListRequest::default()).await;
+    assert_eq!(watched.unwrap_err().code(), tonic::Code::Unavailable);
+    // While leadership goes over, what is here goes on.
+    put(client, vec![record("t", "a", "1")]).await;
+    let got = soon(async {
+        while let Some(message) = open.message().await.unwrap() {
+            if matches!(message.response, Some(sync_response::Response::Record(_))) {
+                return true;
+            }
+        }
+        false
+    });
+    assert!(got.await, "the open stream has ended");
+    broker.stop().await;
+}
+
+async fn health(broker: &Broker) -> ServingStatus {
+    let request = HealthCheckRequest { service: "databroker".into() };
+    HealthClient::new(broker.channel().await).check(request).await.unwrap().into_inner().status()
 }
 
 #[tokio::test]

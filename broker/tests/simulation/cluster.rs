@@ -37,7 +37,8 @@ use crate::{
 pub const HOLD: Duration = Duration::from_secs(5);
 
 /// Few entries, so that stores are sent and logs purged all the time.
-const RETENTION: Retention = Retention { sync_entries: 40, sync_bytes: 1 << 20, keep_entries: 10, keep_bytes: 1 << 20 };
+const RETENTION: Retention =
+    Retention { sync_entries: 40, sync_bytes: 1 << 20, keep_entries: 10, keep_bytes: 1 << 20, hold_bytes: 2 << 20 };
 
 /// For a record or two a shard, so that some are found, some are not, and some have to go.
 const RECORD_CACHE_BYTES: u64 = 32 << 10;
@@ -215,7 +216,11 @@ impl Cluster {
             observer: Arc::new(Unobserved),
             failure,
             timers: Timers::default(),
-            retention: RETENTION,
+            // Some leaders keep the log for followers; the others send them stores.
+            retention: Retention {
+                hold_bytes: if host.is_multiple_of(2) { RETENTION.hold_bytes } else { 0 },
+                ..RETENTION
+            },
         };
         Ok(Parts {
             replica,

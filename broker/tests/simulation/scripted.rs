@@ -235,6 +235,37 @@ fn a_leader_that_is_killed_before_it_has_written_what_others_have_starts_again()
     });
 }
 
+/// A follower that was killed has promised its leader not to help another one for a while, and comes back within that time.
+#[test]
+fn a_follower_that_restarts_helps_nobody_while_its_leader_reads_by_its_lease() {
+    play(3, |scene| async move {
+        let leader = scene.leader();
+        let (other, restarted) = ((leader + 1) % 3, (leader + 2) % 3);
+        scene.propose(leader, records::put(&key(), "before")).await;
+        let apart = |one: usize, two: usize| [(one, two), (two, one)];
+        scene.cluster.network.rules.lock().cut = apart(leader, other).into();
+        // It misses the leader, and is helped by nobody.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(scene.leader(), leader);
+        scene.cluster.network.rules.lock().cut.extend(apart(leader, restarted));
+        scene.cluster.crash(restarted, false);
+        scene.cluster.start(restarted, None).await;
+        let elected = |scene: &Scene| scene.cluster.node(other).is_some_and(|node| node.status().leader);
+        let reading = |scene: &Scene| {
+            let cluster = scene.cluster.clone();
+            async move {
+                let read = cluster.call(leader, Duration::from_millis(50), |node| async move { node.fence().await });
+                read.await.and_then(Result::ok).map(|snapshot| snapshot.progress().latest_record_version)
+            }
+        };
+        scene.until("another leads", elected).await;
+        scene.propose(other, records::put(&key(), "after")).await;
+        assert!(reading(&scene).await.is_none_or(|seen| seen == 2), "the old leader shows what is no longer so");
+        scene.cluster.network.rules.lock().cut.clear();
+        scene.until("all is well", |scene| is_settled(&scene.cluster)).await;
+    });
+}
+
 /// Not all that was committed is applied where it was proposed.
 #[test]
 fn a_read_on_the_only_voter_sees_what_a_learner_has_streamed() {

@@ -1,5 +1,6 @@
 //! The whole on a Kubernetes: the chart, the operator, brokers, and clients inside the cluster. Each test is one story, told
-//! in order; they run one after the other, because they share the nodes and stop the operator. Run by `e2e/test kubernetes`.
+//! in order. Those in `together` need a namespace and no more, and several are told at once; all others one after the other,
+//! because they measure, or take away what all share: nodes, and the operator. Run by `e2e/test kubernetes`.
 //!
 //! Environment:
 //!
@@ -14,16 +15,20 @@
 
 mod harness;
 
-mod chart;
+mod together {
+    mod chart;
+    mod operations;
+    mod peers;
+    mod remove;
+    mod rules;
+}
+
+mod dark;
 mod drain;
 mod failover;
 mod idle;
 mod install;
-mod operations;
-mod peers;
-mod remove;
 mod roll;
-mod rules;
 mod scale;
 mod upgrade;
 mod volume;

@@ -31,7 +31,7 @@ use crate::{
     api::Databroker,
     brokers::{self, Address},
     context::{CallError, Context, call},
-    resources::{Resources, meta, pod, secrets::Secrets},
+    resources::{Resources, meta, pod, secrets::Secrets, statefulset},
 };
 
 /// Why something could not be made or done.
@@ -277,6 +277,21 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
         Err(Error::Apply { source, .. }) if source.is_conflict() => Ok(true),
         applied => applied,
     }
+}
+
+/// Lets volumes go with the `Databroker`, or stay, as it says.
+///
+/// # Errors
+/// The API server refuses.
+pub async fn volume_owners(context: &Context, valid: &Valid, there: &There) -> Result<(), Error> {
+    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+    for claim in there.claims.values() {
+        let Some(owners) = statefulset::owners(valid, claim.owner_references()) else { continue };
+        // With the version that was looked at: others may own it as well.
+        let metadata = json!({"ownerReferences": owners, "resourceVersion": claim.resource_version()});
+        applier.note::<PersistentVolumeClaim>(&claim.name_any(), claim.uid(), metadata).await?;
+    }
+    Ok(())
 }
 
 /// Says on the pods who leads.

@@ -42,7 +42,7 @@ use kube::{
 /// While something is on its way.
 const SOON: Duration = Duration::from_secs(1);
 /// When all is well: brokers are asked, and the API server is not.
-const CALM: Duration = Duration::from_secs(8);
+const CALM: Duration = Duration::from_secs(10);
 /// When nothing happens without a person.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -148,6 +148,7 @@ async fn act(context: &Context, valid: &Valid, look: &Look, secrets: &Secrets) -
     // Client.
     apply::secrets(context, valid, secrets).await?;
     let reshaped = apply::resources(context, valid, &desired, there).await?;
+    apply::volume_owners(context, valid, there).await?;
     apply::leader_label(context, valid, there, seen.cluster.as_ref().map(|cluster| cluster.leader)).await?;
     let done = apply::step(context, valid, there, plan, addresses, secrets).await?;
     Ok(Done { reshaped, ..done })

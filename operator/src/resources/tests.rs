@@ -1,5 +1,6 @@
 //! Whole objects, as the API server gets them.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
 use super::*;
@@ -67,6 +68,21 @@ fn pods_start_together_and_are_restarted_by_nobody_but_the_operator() {
     let ephemeral =
         serde_json::to_value(build(&valid(json!({"storage": {"ephemeral": true}})), 3).statefulset).unwrap();
     assert_eq!(ephemeral["spec"]["volumeClaimTemplates"], serde_json::Value::Null);
+}
+
+#[test]
+fn volumes_go_with_the_databroker_if_it_says_so_and_never_with_the_statefulset() {
+    let retained = valid(json!({}));
+    let deleted = valid(json!({"storage": {"retentionPolicy": {"whenDeleted": "Delete"}}}));
+    let set = serde_json::to_value(build(&deleted, 3).statefulset).unwrap();
+    assert_eq!(set["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"], "Retain");
+
+    let other = OwnerReference { uid: "of another".into(), ..OwnerReference::default() };
+    let there = statefulset::owners(&deleted, std::slice::from_ref(&other)).unwrap();
+    assert_eq!((&there[0], there[1].uid.as_str(), there[1].controller), (&other, deleted.uid.as_str(), None));
+    assert_eq!(statefulset::owners(&deleted, &there), None);
+    assert_eq!(statefulset::owners(&retained, &there), Some(vec![other]));
+    assert_eq!(statefulset::owners(&retained, &[]), None);
 }
 
 #[test]

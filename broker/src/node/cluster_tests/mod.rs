@@ -130,7 +130,7 @@ impl Cluster {
             bootstrap: Bootstrap::Explicit,
             timers: Timers { heartbeat_ms: 60, election_ms_min: 300, election_ms_max: 500 },
             // Whoever is away for a hundred entries gets a store.
-            retention: Retention { sync_entries: 20, keep_entries: 5, ..Retention::default() },
+            retention: Retention { sync_entries: 20, keep_entries: 5, hold_bytes: 0, ..Retention::default() },
             store: store::Options { knows, ..store::Options::default() },
             transport: Arc::new(Line(self.hub.clone())),
             configured: ["a", "b", "c"].map(shaped).into(),

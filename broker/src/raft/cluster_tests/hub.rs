@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use databroker_proto::internal::{self as proto, PeerReply, PeerRequest, Snapshot
 use futures::{FutureExt as _, future::BoxFuture, stream};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::{
     runtime::{Executor as _, Failure, SystemClock, Threads, Tokio},
@@ -61,6 +61,10 @@ pub(super) struct Hub {
     pub(super) alone: Mutex<BTreeSet<NodeId>>,
     pub(super) spoils: Mutex<Vec<Spoil>>,
     pub(super) transfers: AtomicUsize,
+    /// Stores wait before they go.
+    pub(super) waits: watch::Sender<bool>,
+    /// What leaders keep of the log for followers.
+    pub(super) hold_bytes: AtomicU64,
 }
 
 pub(super) struct Line {
@@ -109,7 +113,9 @@ impl Transport for Line {
     ) -> BoxFuture<'static, Result<SnapshotReply, CallError>> {
         let (node, spoil) = (self.reach(&to), self.hub.spoils.lock().pop());
         self.hub.transfers.fetch_add(1, Relaxed);
+        let mut waits = self.hub.waits.subscribe();
         async move {
+            waits.wait_for(|waits| !waits).await.unwrap();
             let chunks = stream::unfold((chunks, 0), |(mut chunks, count)| async move {
                 Some((chunks.recv().await?, (chunks, count + 1)))
             });
@@ -223,7 +229,12 @@ pub(super) async fn try_start(hub: &Arc<Hub>, id: NodeId, place: &Place) -> Resu
         observer: Arc::new(Unobserved),
         failure: failure.clone(),
         timers: Timers { heartbeat_ms: 60, election_ms_min: 300, election_ms_max: 500 },
-        retention: Retention { sync_entries: 20, keep_entries: 5, ..Retention::default() },
+        retention: Retention {
+            sync_entries: 20,
+            keep_entries: 5,
+            hold_bytes: hub.hold_bytes.load(Relaxed),
+            ..Retention::default()
+        },
     };
     let started = Replica::<Tokio>::start(parts).await;
     if started.is_err() {

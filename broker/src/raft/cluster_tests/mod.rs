@@ -122,6 +122,43 @@ async fn the_same_on_disk() {
     is_left_behind(&folders.iter().map(|folder| Place::Folder(folder.path().into())).collect::<Vec<_>>()).await;
 }
 
+/// Else a store would have to follow the store, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_while_a_store_is_on_its_way_is_there_when_it_has_come() {
+    let hub = Arc::<Hub>::default();
+    hub.hold_bytes.store(Retention::default().hold_bytes, Relaxed);
+    let mut nodes = found(&hub, &[Place::Memory]).await;
+    for index in 0..60 {
+        nodes[0].put(&index.to_string()).await;
+    }
+    let purged = |nodes: &[Running]| nodes[0].replica.picture().purged_index.unwrap_or(0);
+    eventually("the log is purged", || purged(&nodes) > 20).await;
+    hub.waits.send_replace(true);
+    nodes.push(start(&hub, 2, &Place::Memory).await);
+    let (leader, adding) = (nodes[0].replica.clone(), member(2));
+    let adding = tokio::spawn(async move { leader.add_learner(2, adding).await });
+    eventually("a store is on its way", || hub.transfers.load(Relaxed) == 1).await;
+    let before = nodes[0].applied();
+    for index in 60..200 {
+        nodes[0].put(&index.to_string()).await;
+    }
+    let synced = || nodes[0].replica.picture().synced_index.unwrap_or(0);
+    eventually("the store was synced", || synced() > before + 100).await;
+    assert!(purged(&nodes) <= before, "{} of {before}", purged(&nodes));
+    hub.waits.send_replace(false);
+    adding.await.unwrap().unwrap();
+    all_equal(&nodes).await;
+    assert_eq!(hub.transfers.load(Relaxed), 1);
+    // It is kept for nobody any more.
+    for index in 200..260 {
+        nodes[0].put(&index.to_string()).await;
+    }
+    eventually("the log is purged again", || purged(&nodes) > before + 100).await;
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_vote_lead_and_go() {
     let hub = Arc::<Hub>::default();

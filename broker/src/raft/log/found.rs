@@ -59,6 +59,8 @@ pub(super) struct Found {
     pub(super) starts: u64,
     /// The position of the last store that came from a peer.
     pub(super) installing: Option<LogId>,
+    /// For how many milliseconds its process kept its word to its leader.
+    pub(super) word: Option<u64>,
     /// The node was removed from its cluster.
     pub(super) retired: bool,
     /// Purged entries that are still there.
@@ -91,7 +93,8 @@ impl Found {
         let tail = Tail::new(last, purged, vote, committed.min(last));
         let starts = counter("starts")?.unwrap_or(0);
         let (installing, retired) = (log_id("installing")?, metadata("retired")?.is_some());
-        Ok(Self { tail, position, node_id, starts, installing, retired, doomed: Doomed::new(start, next_purged) })
+        let word = counter("word")?;
+        Ok(Self { tail, position, node_id, starts, installing, word, retired, doomed: Doomed::new(start, next_purged) })
     }
 }
 

@@ -137,6 +137,7 @@ struct Shared {
     node_id: NodeId,
     starts: u64,
     installing: Option<LogId>,
+    word: Option<u64>,
 }
 
 #[derive(Default)]
@@ -185,6 +186,7 @@ impl Log {
             node_id,
             starts: found.starts + 1,
             installing: found.installing,
+            word: found.word,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -214,6 +216,17 @@ impl Log {
     /// stand there although the log does not reach so far.
     pub(super) fn installing(&self) -> Option<LogId> {
         self.shared.installing
+    }
+
+    /// For how many milliseconds the process before kept its word to its leader, as it was noted when the log was opened.
+    pub(super) fn word(&self) -> Option<u64> {
+        self.shared.word
+    }
+
+    /// Notes, on the disk, for how many milliseconds this process keeps its word.
+    pub(super) async fn note_word(&self, millis: u64) -> io::Result<()> {
+        let note = writer::metadata(b"word", Bytes::copy_from_slice(&millis.to_be_bytes()));
+        self.settle(|_, done| Some(Order::Note(note, done))).await
     }
 
     /// Notes, on the disk, that a store at this position is about to take the place of the present one.

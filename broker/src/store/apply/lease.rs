@@ -16,7 +16,8 @@ impl Batch<'_> {
     /// Takes, keeps or gives up a lease. It is granted when nobody holds it, when the same id holds it (even if it ran
     /// out), or when it ran out. A ttl that is not positive ends the lease at once: that is how it is released.
     pub(super) fn lease(&mut self, lease: &Lease) -> Result<Answer, Error> {
-        if let Some(refusal) = too_long("the lease's name", &lease.name) {
+        let too_long = too_long("the lease's name", &lease.name).or_else(|| too_long("the lease's id", &lease.id));
+        if let Some(refusal) = too_long {
             return Ok(refusal);
         }
         let key = rows::lease(&lease.name);

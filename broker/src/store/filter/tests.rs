@@ -1,32 +1,10 @@
 //! What filters mean, by example.
 
-use prost_types::{ListValue, Struct, Value as Json, value::Kind};
+use prost_types::{Struct, Value as Json, value::Kind};
 use serde_json::json;
 
 use super::*;
-use crate::store::samples::{self, any, descriptors, pack};
-
-fn to_struct(value: &serde_json::Value) -> Struct {
-    match to_value(value).kind {
-        Some(Kind::StructValue(object)) => object,
-        _ => panic!("a filter is an object"),
-    }
-}
-
-fn to_value(value: &serde_json::Value) -> Json {
-    use serde_json::Value as From;
-    let kind = match value {
-        From::Null => Kind::NullValue(0),
-        From::Bool(value) => Kind::BoolValue(*value),
-        From::Number(value) => Kind::NumberValue(value.as_f64().unwrap()),
-        From::String(value) => Kind::StringValue(value.clone()),
-        From::Array(values) => Kind::ListValue(ListValue { values: values.iter().map(to_value).collect() }),
-        From::Object(members) => Kind::StructValue(Struct {
-            fields: members.iter().map(|(key, value)| (key.clone(), to_value(value))).collect(),
-        }),
-    };
-    Json { kind: Some(kind) }
-}
+use crate::store::samples::{self, any, descriptors, pack, to_struct};
 
 fn parse(filter: &serde_json::Value) -> Result<Filter, Error> {
     Filter::parse(&to_struct(filter))

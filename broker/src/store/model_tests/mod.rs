@@ -1,14 +1,16 @@
 //! The store against a plain model: random commands must give equal answers, equal contents, and byte-equal dumps on
-//! both engines, however the commands are cut into batches.
+//! both engines, however the commands are cut into batches; and after each, random queries must find what the model does.
 
 mod checks;
+mod data;
 mod model;
 mod ops;
+mod queries;
 
 use std::sync::Arc;
 
 use databroker_proto::{
-    Record,
+    EncodedRecord, Record,
     internal::{self, Command, Entry, Identity, Init, command::Kind, outcome},
 };
 use proptest::prelude::*;
@@ -16,18 +18,17 @@ use prost::Message as _;
 
 use super::{
     Options, Position, Step, Store,
-    command::Answer,
+    command::{Answer, Reason},
     dump,
     engine::{Engine, fjall::Fjall, memory::Memory},
     keyspace::Keyspace,
 };
 use checks::check_contents;
-use model::Model;
-use ops::{Op, agreeable, kind_of, op};
+use data::assert_same;
+use model::{Expected, Model};
+use ops::{Op, kind_of, op};
+use queries::{Ask, ask};
 
-const TEST_URL: &str = "type.googleapis.com/test.Test";
-const TYPES: [&str; 3] = [TEST_URL, "nul\0in\0type", "nul"];
-const IDS: [&str; 4] = ["", "a", "a\0b", "b"];
 const SECOND: u64 = 1_000_000_000;
 
 struct Driver {
@@ -67,11 +68,16 @@ fn entry(now: u64, request: Option<u64>, kind: Kind) -> Entry {
     Entry { command_version: 1, now_nanos: now, commands: vec![Command { identity, kind: Some(kind) }] }
 }
 
-fn decoded(answer: &Answer) -> Vec<Record> {
-    answer.records.iter().map(|record| record.to_record().unwrap()).collect()
+fn decoded(records: &[EncodedRecord]) -> Vec<Record> {
+    records.iter().map(|record| record.to_record().unwrap()).collect()
 }
 
-fn run(ops: Vec<Op>, cuts: &[bool]) {
+/// What a patch is refused with that makes no sense, for clients INVALID_ARGUMENT.
+fn is_invalid(reason: Reason) -> bool {
+    matches!(reason, Reason::InvalidMask | Reason::UnknownType | Reason::TypeMismatch | Reason::InvalidData)
+}
+
+fn run(ops: Vec<Op>, cuts: &[bool], asks: &[Ask]) {
     let folder = tempfile::tempdir().unwrap();
     let names = Keyspace::names();
     let on_disk = Arc::new(Fjall::open(folder.path(), &names, Default::default()).unwrap());
@@ -85,7 +91,7 @@ fn run(ops: Vec<Op>, cuts: &[bool]) {
     let mut request = 1;
     let mut last: Option<(Kind, Answer)> = None;
     let mut expected_answers = vec![Answer::of(outcome::Kind::Done(internal::Done {}))];
-    for (nth, op) in ops.into_iter().map(agreeable).enumerate() {
+    for (nth, op) in ops.into_iter().enumerate() {
         if let Op::Tick(seconds) = op {
             now += seconds * SECOND;
             continue;
@@ -104,18 +110,17 @@ fn run(ops: Vec<Op>, cuts: &[bool]) {
         let kind = kind_of(&op, now).unwrap();
         let command = entry(now, Some(request), kind.clone());
         let answer = one_by_one.one(&command);
-        let (records, acquired) = model.apply(&op);
-        match (&op, &answer.outcome.kind) {
-            (Op::Lease { .. }, Some(outcome::Kind::Leased(leased))) => assert_eq!(Some(leased.acquired), acquired),
-            (Op::Put(_) | Op::Patch { .. }, Some(outcome::Kind::Written(_))) => assert_eq!(decoded(&answer), records),
-            (Op::Put(_) | Op::Patch { .. } | Op::Lease { .. }, other) => panic!("{op:?} answered {other:?}"),
-            (Op::BadPatch(_), Some(outcome::Kind::Written(_))) => {
-                // Nothing was there to be patched, or only deletes: replay those on the model.
-                let Op::BadPatch(items) = &op else { unreachable!() };
-                let (records, _) = model.apply(&Op::Patch { items: items.clone(), mask: false });
-                assert_eq!(decoded(&answer), records);
+        match (&op, model.apply(&op), &answer.outcome.kind) {
+            (_, Expected::Written(records), Some(outcome::Kind::Written(_))) => {
+                assert_same(&decoded(&answer.records), &records, &op);
             }
-            (Op::Sweep { age, bytes_max, deletions_max }, Some(outcome::Kind::Swept(first))) => {
+            (_, Expected::Leased(acquired), Some(outcome::Kind::Leased(leased))) => {
+                assert_eq!(leased.acquired, acquired);
+            }
+            (_, Expected::Refused, Some(outcome::Kind::Rejected(rejected))) => {
+                assert!(is_invalid(rejected.reason()), "{op:?}: {rejected:?}");
+            }
+            (Op::Sweep { age, bytes_max, deletions_max }, _, Some(outcome::Kind::Swept(first))) => {
                 let at_most = *deletions_max as usize;
                 model.sweep(*age, *bytes_max, at_most);
                 let mut more = first.more;
@@ -134,14 +139,15 @@ fn run(ops: Vec<Op>, cuts: &[bool]) {
                     assert!(rounds < 2000, "sweeping comes to an end");
                 }
             }
-            _ => {}
+            (_, Expected::Anything, _) => {}
+            (_, expected, answered) => panic!("{op:?}: {expected:?} expected, answered {answered:?}"),
         }
         if !matches!(op, Op::Sweep { .. }) {
             batched.enqueue(&command);
             expected_answers.push(answer.clone());
         }
         last = Some((kind, answer));
-        check_contents(&one_by_one.store, &model);
+        check_contents(&one_by_one.store, &model, asks);
         if cuts.get(nth).copied().unwrap_or(false) {
             assert_eq!(batched.flush(), std::mem::take(&mut expected_answers));
         }
@@ -152,7 +158,7 @@ fn run(ops: Vec<Op>, cuts: &[bool]) {
     // What was stored is read back after a restart.
     let reopened = Driver::open(on_disk);
     assert_eq!(reopened.store.applied(), one_by_one.store.applied());
-    check_contents(&reopened.store, &model);
+    check_contents(&reopened.store, &model, asks);
 }
 
 proptest! {
@@ -161,7 +167,8 @@ proptest! {
     fn random_commands_do_what_the_model_does(
         ops in prop::collection::vec(op(), 1..40),
         cuts in prop::collection::vec(any::<bool>(), 40),
+        asks in prop::collection::vec(ask(), 8),
     ) {
-        run(ops, &cuts);
+        run(ops, &cuts, &asks);
     }
 }

@@ -1,17 +1,20 @@
 //! The model: the interface's rules in plain collections.
+//!
+//! Not here: what is in the data of records (`data`), and what queries find (`queries`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use databroker_proto::{Record, databroker};
 use prost::Message as _;
 
 use super::{
-    SECOND, TYPES,
-    ops::{Item, Op, at, options_of, record_of},
+    SECOND,
+    data::patched,
+    ops::{Op, at, options_of},
 };
 
 /// The interface's rules in plain collections.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Model {
     pub(super) server_version: u64,
     pub(super) latest: u64,
@@ -23,6 +26,17 @@ pub(super) struct Model {
     pub(super) leases: BTreeMap<String, (String, u64)>,
     pub(super) services: BTreeMap<(i32, String), u64>,
     pub(super) checkpoint: (u64, u64),
+}
+
+/// What a command is to be answered with.
+#[derive(Debug)]
+pub(super) enum Expected {
+    Written(Vec<Record>),
+    Leased(bool),
+    /// The data do not fit the mask, or each other: nothing has changed.
+    Refused,
+    /// The model has no say in it.
+    Anything,
 }
 
 impl Model {
@@ -46,10 +60,8 @@ impl Model {
         Some(self.stamp(stored, true))
     }
 
-    fn evict(&mut self, items: &[Item]) {
-        let mut types: Vec<&str> = items.iter().map(|item| TYPES[item.record_type]).collect();
-        types.sort_unstable();
-        types.dedup();
+    fn evict<'a>(&mut self, touched: impl IntoIterator<Item = &'a Record>) {
+        let types: BTreeSet<&str> = touched.into_iter().map(|record| record.r#type.as_str()).collect();
         for record_type in types {
             let Some(capacity) = self.options.get(record_type).and_then(|options| options.capacity) else { continue };
             let mut of_type: Vec<Record> =
@@ -61,49 +73,57 @@ impl Model {
         }
     }
 
-    pub(super) fn apply(&mut self, op: &Op) -> (Vec<Record>, Option<bool>) {
-        let mut records = Vec::new();
-        let mut acquired = None;
+    fn put(&mut self, records: &[Record]) -> Vec<Record> {
+        let mut answered = Vec::new();
+        for record in records {
+            if record.deleted_at.is_some() {
+                self.delete(&record.r#type, &record.id);
+                answered.push(record.clone());
+            } else {
+                answered.push(self.upsert(record.clone()));
+            }
+        }
+        self.evict(records);
+        answered
+    }
+
+    /// `None`: one of them cannot be patched. Those before it were.
+    fn patch(&mut self, records: &[Record], mask: &[String]) -> Option<Vec<Record>> {
+        let mut answered = Vec::new();
+        for input in records {
+            let key = (input.r#type.clone(), input.id.clone());
+            if input.deleted_at.is_some() {
+                answered.extend(self.delete(&input.r#type, &input.id));
+            } else if let Some(mut stored) = self.live.get(&key).cloned() {
+                if !mask.is_empty() {
+                    stored.data = Some(patched(stored.data.as_ref()?, input.data.as_ref()?, mask)?);
+                }
+                answered.push(self.upsert(stored));
+            }
+        }
+        self.evict(&answered);
+        Some(answered)
+    }
+
+    pub(super) fn apply(&mut self, op: &Op) -> Expected {
         match op {
-            Op::Put(items) => {
-                for item in items {
-                    let record = record_of(item);
-                    if item.deleted {
-                        self.delete(&record.r#type, &record.id);
-                        records.push(record);
-                    } else {
-                        records.push(self.upsert(record));
+            Op::Put(records) => return Expected::Written(self.put(records)),
+            Op::Patch { records, mask } => {
+                let before = self.clone();
+                return match self.patch(records, mask) {
+                    Some(patched) => Expected::Written(patched),
+                    None => {
+                        *self = before;
+                        Expected::Refused
                     }
-                }
-                self.evict(items);
+                };
             }
-            Op::Patch { items, mask } => {
-                let mut touched = Vec::new();
-                for item in items {
-                    let input = record_of(item);
-                    let key = (input.r#type.clone(), input.id.clone());
-                    if item.deleted {
-                        if let Some(tombstone) = self.delete(&input.r#type, &input.id) {
-                            records.push(tombstone);
-                            touched.push(item.clone());
-                        }
-                    } else if let Some(mut stored) = self.live.get(&key).cloned() {
-                        if *mask {
-                            stored.data = input.data;
-                        }
-                        records.push(self.upsert(stored));
-                        touched.push(item.clone());
-                    }
-                }
-                self.evict(&touched);
-            }
-            Op::BadPatch(_) | Op::Tick(_) | Op::Again => {}
             Op::Options { record_type, capacity, ttl, indexed } => {
-                let options = options_of(*capacity, *ttl, *indexed);
+                let options = options_of(*capacity, *ttl, indexed);
                 if options == databroker::Options::default() {
-                    self.options.remove(TYPES[*record_type]);
+                    self.options.remove(*record_type);
                 } else {
-                    self.options.insert(TYPES[*record_type].into(), options);
+                    self.options.insert((*record_type).into(), options);
                 }
             }
             Op::Lease { name, holder, seconds } => {
@@ -112,7 +132,7 @@ impl Model {
                 if free {
                     self.leases.insert(name, (holder, self.now.saturating_add_signed(seconds * SECOND as i64)));
                 }
-                acquired = Some(free);
+                return Expected::Leased(free);
             }
             Op::Report { kind, endpoint } => {
                 self.services.insert((*kind, format!("e{endpoint}")), self.now + 30 * SECOND);
@@ -127,9 +147,9 @@ impl Model {
                     ..Self::default()
                 };
             }
-            Op::Sweep { .. } => {}
+            Op::Sweep { .. } | Op::Tick(_) | Op::Again => {}
         }
-        (records, acquired)
+        Expected::Anything
     }
 
     pub(super) fn sweep(&mut self, age: u64, bytes_max: u64, at_most: usize) {

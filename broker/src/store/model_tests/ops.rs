@@ -5,32 +5,25 @@ use databroker_proto::{
     Record, databroker,
     internal::{Clear, Lease, Patch, Put, Report, ReportedService, SetCheckpoint, SetOptions, Sweep, command::Kind},
 };
-use proptest::prelude::*;
+use proptest::{collection::vec, option, prelude::*, sample::select};
 use prost::Message as _;
 
-use super::{IDS, SECOND, TEST_URL, TYPES};
-
-#[derive(Clone, Debug)]
-pub(super) struct Item {
-    pub(super) record_type: usize,
-    pub(super) id: usize,
-    pub(super) value: u8,
-    pub(super) deleted: bool,
-}
+use super::SECOND;
+use crate::store::strategies::{Data, TYPES, batch, data, indexed, record};
 
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    Put(Vec<Item>),
+    /// Records with `deleted_at` are deleted, here and in patches.
+    Put(Vec<Record>),
     Patch {
-        items: Vec<Item>,
-        mask: bool,
+        records: Vec<Record>,
+        mask: Vec<String>,
     },
-    BadPatch(Vec<Item>),
     Options {
-        record_type: usize,
+        record_type: &'static str,
         capacity: Option<u64>,
         ttl: Option<i64>,
-        indexed: bool,
+        indexed: Vec<&'static str>,
     },
     Lease {
         name: u8,
@@ -53,19 +46,13 @@ pub(super) enum Op {
     Again,
 }
 
-pub(super) fn item() -> impl Strategy<Value = Item> {
-    (0..TYPES.len(), 0..IDS.len(), 0..4_u8, prop::bool::weighted(0.2))
-        .prop_map(|(record_type, id, value, deleted)| Item { record_type, id, value, deleted })
-}
-
 pub(super) fn op() -> impl Strategy<Value = Op> {
-    let items = || prop::collection::vec(item(), 0..4);
-    let capacity = prop::option::of(0..3_u64);
+    let patch = data().prop_flat_map(|data| (vec(record(data), 0..4), mask(data)));
+    let capacity = option::of(0..3_u64);
     prop_oneof![
-        8 => items().prop_map(Op::Put),
-        4 => (items(), Just(false)).prop_map(|(items, mask)| Op::Patch { items, mask }),
-        1 => items().prop_map(Op::BadPatch),
-        3 => (0..TYPES.len(), capacity, prop::option::of(-1..20_i64), any::<bool>()).prop_map(
+        8 => batch().prop_map(Op::Put),
+        6 => patch.prop_map(|(records, mask)| Op::Patch { records, mask }),
+        3 => (select(TYPES.to_vec()), capacity, option::of(-1..20_i64), indexed()).prop_map(
             |(record_type, capacity, ttl, indexed)| Op::Options { record_type, capacity, ttl, indexed }),
         2 => (0..2_u8, 0..3_u8, -1..10_i64).prop_map(|(name, holder, seconds)| Op::Lease { name, holder, seconds }),
         1 => (-1..3_i32, 0..3_u8).prop_map(|(kind, endpoint)| Op::Report { kind, endpoint }),
@@ -78,59 +65,67 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-pub(super) fn data(value: u8) -> Option<prost_types::Any> {
-    // Value 0 has no data at all; value 1 an empty message.
-    let text = (value > 1).then(|| format!("v{value}"));
-    let value_bytes = text.map_or_else(Vec::new, |text| {
-        let mut bytes = Vec::new();
-        prost::encoding::string::encode(1, &text, &mut bytes);
-        bytes
-    });
-    (value > 0).then(|| prost_types::Any { type_url: TEST_URL.into(), value: value_bytes })
+/// Paths into this kind of data in any order, at times none, at times with one that leads nowhere.
+fn mask(data: Data) -> impl Strategy<Value = Vec<String>> {
+    let paths: &[&'static str] = match data {
+        Data::Test | Data::Opaque => &["string_field", "proto_field", "proto_field.another_string_field"],
+        Data::Session => &[
+            "user_id",
+            "id_token",
+            "id_token.issuer",
+            "id_token.subject",
+            "id_token.expires_at",
+            "id_token.expires_at.seconds",
+            "oauth_token.access_token",
+            "audience",
+            "claims",
+            "refresh_disabled",
+            "impersonate_session_id",
+        ],
+        Data::Struct => &["fields"],
+    };
+    let nowhere = [
+        "",
+        "none",
+        "stringField",
+        "string_field.x",
+        "proto_field.none",
+        "id_token.none",
+        "id_token.expires_at.none",
+        "user_id.x",
+        "audience.x",
+        "claims.a",
+        "fields.name",
+    ];
+    let (paths, nowhere) = (vec(select(paths.to_vec()), 0..5), option::weighted(0.2, select(nowhere.to_vec())));
+    (paths, nowhere)
+        .prop_map(|(paths, nowhere)| paths.into_iter().chain(nowhere).map(str::to_owned).collect::<Vec<_>>())
+        .prop_shuffle()
 }
 
-pub(super) fn record_of(item: &Item) -> Record {
-    Record {
-        version: 99,
-        r#type: TYPES[item.record_type].into(),
-        id: IDS[item.id].into(),
-        data: data(item.value),
-        modified_at: None,
-        deleted_at: item.deleted.then(prost_types::Timestamp::default),
-    }
-}
-
-pub(super) fn encoded(items: &[Item]) -> Vec<Bytes> {
-    items.iter().map(|item| record_of(item).encode_to_vec().into()).collect()
+fn encoded(records: &[Record]) -> Vec<Bytes> {
+    records.iter().map(|record| record.encode_to_vec().into()).collect()
 }
 
 pub(super) fn at(nanos: u64) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds: (nanos / SECOND) as i64, nanos: (nanos % SECOND) as i32 })
 }
 
-pub(super) fn options_of(capacity: Option<u64>, ttl: Option<i64>, indexed: bool) -> databroker::Options {
+pub(super) fn options_of(capacity: Option<u64>, ttl: Option<i64>, indexed: &[&str]) -> databroker::Options {
     databroker::Options {
         capacity,
-        indexable_fields: indexed.then(|| "string_field".to_owned()).into_iter().collect(),
+        indexable_fields: indexed.iter().map(|field| (*field).to_owned()).collect(),
         ttl: ttl.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
     }
 }
 
 pub(super) fn kind_of(op: &Op, now: u64) -> Option<Kind> {
-    let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
     Some(match op {
-        Op::Put(items) => Kind::Put(Put { records: encoded(items) }),
-        Op::Patch { items, mask: false } => Kind::Patch(Patch { records: encoded(items), paths: vec![] }),
-        Op::Patch { items, mask: true } => {
-            // A mask needs data on both sides: records without data are given some, so that every patch succeeds.
-            Kind::Patch(Patch { records: encoded(items), paths: strings(&["string_field", "proto_field"]) })
-        }
-        Op::BadPatch(items) => {
-            Kind::Patch(Patch { records: encoded(items), paths: strings(&["string_field", "none"]) })
-        }
+        Op::Put(records) => Kind::Put(Put { records: encoded(records) }),
+        Op::Patch { records, mask } => Kind::Patch(Patch { records: encoded(records), paths: mask.clone() }),
         Op::Options { record_type, capacity, ttl, indexed } => Kind::SetOptions(SetOptions {
-            r#type: TYPES[*record_type].into(),
-            options: options_of(*capacity, *ttl, *indexed).encode_to_vec().into(),
+            r#type: (*record_type).into(),
+            options: options_of(*capacity, *ttl, indexed).encode_to_vec().into(),
         }),
         Op::Lease { name, holder, seconds } => Kind::Lease(Lease {
             name: format!("n{name}"),
@@ -152,19 +147,4 @@ pub(super) fn kind_of(op: &Op, now: u64) -> Option<Kind> {
         }),
         Op::Tick(_) | Op::Again => return None,
     })
-}
-
-/// Patches with a mask are refused where data is missing on either side: the model has no say in that, so such
-/// operations are turned into what both agree on.
-pub(super) fn agreeable(op: Op) -> Op {
-    let with_data = |mut items: Vec<Item>| {
-        items.iter_mut().for_each(|item| item.value = item.value.max(1));
-        items
-    };
-    match op {
-        Op::Put(items) => Op::Put(with_data(items)),
-        Op::Patch { items, mask } => Op::Patch { items: with_data(items), mask },
-        // Refused only if a record is there to be patched: deletes and absent records never look at the mask.
-        other => other,
-    }
 }

@@ -256,9 +256,13 @@ fn page_of_all(snapshot: &Snapshot, query: &Query, within: Bounds) -> Result<Ans
         let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
         let take = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let bounds = snapshot.records_of(&query.record_type);
-        for item in snapshot.view().range(Keyspace::Records.space(), bounds).skip(skip).take(take) {
+        let items = snapshot.view().range(Keyspace::Records.space(), bounds);
+        for (nth, item) in items.take(skip.saturating_add(take)).enumerate() {
             query.stop.check()?;
-            page.keep(item?.1)?;
+            let (_, stored) = item?;
+            if nth >= skip {
+                page.keep(stored)?;
+            }
         }
     }
     page.found.total_count = total_count;

@@ -39,6 +39,9 @@ pub enum Cost {
 /// How many records make a [`Cost::Point`] at most.
 pub(super) const POINTS_MAX: usize = 16;
 
+/// A page that begins further back is found by reading all that is before it.
+const OFFSET_MAX: u64 = 10_000;
+
 /// More records than make a point.
 const MANY: usize = POINTS_MAX + 1;
 
@@ -46,7 +49,8 @@ impl Query {
     /// What answering takes. `hits` are from [`CidrHits::look_up_points`].
     pub(in super::super) fn cost(&self, snapshot: &Snapshot, hits: &CidrHits) -> Result<Cost, Error> {
         let Some(filter) = &self.filter else {
-            return Ok(if self.text.is_empty() { Cost::Lookup } else { Cost::Scan });
+            let is_page = self.text.is_empty() && self.offset <= OFFSET_MAX;
+            return Ok(if is_page { Cost::Lookup } else { Cost::Scan });
         };
         if !self.text.is_empty() {
             return Ok(Cost::Scan);

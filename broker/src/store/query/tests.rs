@@ -1,15 +1,21 @@
 //! Queries against small stores, with bounds small enough to be reached.
 
-use databroker_proto::{Record, internal};
+use std::net::IpAddr;
+
+use databroker_proto::{Record, databroker, internal};
+use proptest::{collection::vec, prelude::*};
 use prost::Message as _;
 use serde_json::json;
 
 use super::{
     super::{
         Reader,
+        cidr::cidr_of,
         command::Kind,
+        filter::{Comparison, Operator},
         limits_tests::Log,
-        samples::{any, filter},
+        samples::{any, descriptors, filter},
+        strategies::{self, TYPES},
     },
     *,
 };
@@ -216,5 +222,102 @@ fn an_answer_that_is_too_large_for_one_message_is_refused() {
         assert_eq!(page(3, 3).unwrap(), 3);
         assert_eq!(page(u64::MAX, 100).unwrap(), if filter.is_none() { 11 } else { 7 });
         assert_eq!(page(1, 0).unwrap(), 1, "one record may be of any size");
+    }
+}
+
+/// All records of a type, to be held against filters one by one: what an index would know is looked up in each.
+struct FullScan {
+    records: Vec<Record>,
+    indexed: Vec<String>,
+}
+
+impl FullScan {
+    fn keeps(&self, filter: &Filter, record: &Record) -> bool {
+        match filter {
+            Filter::And(all) => !all.is_empty() && all.iter().all(|filter| self.keeps(filter, record)),
+            Filter::Or(any) => any.iter().any(|filter| self.keeps(filter, record)),
+            Filter::Not(child) => !self.keeps(child, record),
+            Filter::Compare(comparison) => self.compares(comparison, record),
+        }
+    }
+
+    fn compares(&self, comparison: &Comparison, record: &Record) -> bool {
+        let data = encoded_data(record);
+        match (&comparison.field, comparison.operator, comparison.value.as_text()) {
+            (Field::Cidr, Operator::Equals, Some(value)) => {
+                let network = self.smallest_around(value);
+                network.is_some() && cidr_of(&data) == network
+            }
+            (Field::Path(path), Operator::Equals, Some(value)) if self.indexed.contains(&path.join(".")) => {
+                let held = descriptors().index_values(&data, &[path.join(".")]);
+                held.is_some_and(|held| held.iter().any(|(_, held)| held == value))
+            }
+            _ => {
+                let descriptors = descriptors();
+                let subject = Subject::new(&record.r#type, &record.id, &data, &descriptors);
+                Filter::Compare(comparison.clone()).matches(&subject)
+            }
+        }
+    }
+
+    fn smallest_around(&self, value: &str) -> Option<IpNet> {
+        let address = || value.parse::<IpAddr>().ok().map(IpNet::from);
+        let sought = value.parse::<IpNet>().ok().or_else(address)?;
+        let networks = self.records.iter().filter_map(|record| cidr_of(&encoded_data(record)));
+        networks.filter(|network| network.contains(&sought)).max_by_key(IpNet::prefix_len)
+    }
+}
+
+fn encoded_data(record: &Record) -> Vec<u8> {
+    record.data.as_ref().map(|data| data.encode_to_vec()).unwrap_or_default()
+}
+
+fn decoded(records: &[EncodedRecord]) -> Vec<Record> {
+    records.iter().map(|record| record.to_record().unwrap()).collect()
+}
+
+fn compare_with_full_scans(batches: Vec<Vec<Record>>, indexed: &[&str], filters: &[serde_json::Value]) {
+    let mut log = Log::new();
+    let indexed: Vec<String> = indexed.iter().map(|field| (*field).to_owned()).collect();
+    let options = databroker::Options { indexable_fields: indexed.clone(), ..Default::default() }.encode_to_vec();
+    for record_type in TYPES {
+        let options = options.clone().into();
+        log.apply(Kind::SetOptions(internal::SetOptions { r#type: record_type.into(), options }));
+    }
+    for batch in batches {
+        let records = batch.into_iter().map(|record| EncodedRecord::from(record).into_bytes()).collect();
+        log.apply(Kind::Put(internal::Put { records }));
+    }
+    let reader = log.store.reader();
+    for record_type in TYPES.into_iter().chain([""]) {
+        // No index is of all types.
+        let indexed = if record_type.is_empty() { Vec::new() } else { indexed.clone() };
+        let all = Query { record_type: record_type.into(), limit: u64::MAX, ..Query::default() };
+        let scan = FullScan { records: decoded(&reader.query(&all).unwrap().1.records), indexed };
+        for json in filters {
+            let wanted = filter(json);
+            let query = Query { filter: Some(wanted.clone()), ..all.clone() };
+            let kept = scan.records.iter().filter(|record| scan.keeps(&wanted, record));
+            let expected: Vec<Record> = kept.cloned().collect();
+            for keys_max in [0, 1, 3, 100] {
+                let (snapshot, hits) = hits_within(keys_max, reader, &query);
+                let found = answer_within(keys(keys_max), &snapshot, &query, &hits).unwrap();
+                assert_eq!(decoded(&found.records), expected, "{json} of {record_type:?} with {keys_max}");
+                assert_eq!(found.total_count, expected.len() as u64);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn a_planned_answer_is_that_of_a_full_scan(
+        batches in vec(strategies::batch(), 0..8),
+        indexed in strategies::indexed(),
+        filters in vec(strategies::filter(), 8),
+    ) {
+        compare_with_full_scans(batches, &indexed, &filters);
     }
 }

@@ -52,7 +52,9 @@ pub(crate) async fn scene(story: &str, play: impl AsyncFnOnce(&Scene) -> anyhow:
     let namespaces: Api<Namespace> = Api::all(client.clone());
     namespaces.create(&PostParams::default(), &serde_json::from_value(restricted)?).await?;
     let scene = Scene { client, namespace };
+    let began = Instant::now();
     let played = play(&scene).await;
+    let took = began.elapsed();
     if let Err(error) = &played {
         println!("{story} failed: {error:#}");
         tools::dump(&scene.namespace);
@@ -65,6 +67,7 @@ pub(crate) async fn scene(story: &str, play: impl AsyncFnOnce(&Scene) -> anyhow:
         Ok(namespaces.get_opt(&scene.namespace).await?.is_none().then_some(()))
     })
     .await?;
+    println!("{story}: told in {:.0?}, tidied up in {:.0?}", took, began.elapsed() - took);
     played
 }
 

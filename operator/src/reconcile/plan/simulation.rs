@@ -18,8 +18,9 @@ const NAMES: u32 = 7;
 
 /// Seeds that once found something, which are run first and for ever: members were set while their pods were about to go;
 /// two pods were restarted at once by what two caches of different age said; a mark outlived what it was for, and the volume
-/// of a voter was discarded; data were given up for lost that lay on volumes without a pod.
-const KNOWN: [u64; 4] = [4_232_141_981, 3_786_025_053, 1_286_120_572, 1_286_120_442];
+/// of a voter was discarded; data were given up for lost that lay on volumes without a pod; a marked volume was in the way of
+/// those with the data.
+const KNOWN: [u64; 5] = [4_232_141_981, 3_786_025_053, 1_286_120_572, 1_286_120_442, 3_084_382_062];
 
 /// A disk: which member it is, of which cluster, and who voted when it last heard.
 #[derive(Clone, Debug, Default)]
@@ -522,6 +523,11 @@ impl World {
     fn act(&mut self, seen: &Seen, step: &Step) -> Result<Option<Record>, String> {
         match step {
             Step::Settled | Step::Wait(_) => {}
+            // A marked volume is in the way of others, and may be all that is left: a person decides, by asking for all.
+            Step::Stalled(Stall::DataMissing) if self.wanted.replicas < NAMES && is_any_marked(seen) => {
+                self.wanted.replicas = NAMES;
+                self.tell(|| "a person asks for all replicas".into());
+            }
             Step::Stalled(stall) => return Err(format!("stalled: {stall:?}")),
             Step::Found { ordinal, again } => {
                 // The broker asks the others that it can reach, and what has a cluster refuses.
@@ -647,6 +653,10 @@ impl World {
         }
         Err(format!("does not settle: {last:?}, {:?}", self.is_as_asked()))
     }
+}
+
+fn is_any_marked(seen: &Seen) -> bool {
+    seen.volumes.values().any(|volume| volume.retired.is_some())
 }
 
 fn from_environment(name: &str) -> Option<u64> {

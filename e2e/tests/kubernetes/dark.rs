@@ -1,0 +1,35 @@
+//! A node that does not answer, and a pod on it that may or may not live.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+
+use crate::harness::{condition, message, scene, tools::Cutter};
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_named_and_its_pod_is_left_alone() -> anyhow::Result<()> {
+    let Some(cutter) = Cutter::at_hand() else { return Ok(()) };
+    scene("dark", async |scene| {
+        scene.found(json!({})).await?;
+        let (leader, _) = scene.whole(3, Duration::from_secs(30)).await?;
+        let before = scene.uids().await?;
+        let dark = before.keys().find(|name| **name != leader).context("no follower")?;
+        let node = scene.node_of(dark).await?;
+        cutter.cut(&node).await?;
+        // Kubernetes takes a while to miss it.
+        let named = scene
+            .until("the node is missed", Duration::from_secs(120), |object| {
+                condition(object, "Degraded") == ("True".to_owned(), "NodeUnreachable".to_owned())
+            })
+            .await;
+        cutter.join(&node).await?;
+        let degraded = message(&named?, "Degraded");
+        ensure!(degraded.contains(dark.as_str()), "{dark} is not named: {degraded}");
+        scene.ready(Duration::from_secs(120)).await?;
+        scene.whole(3, Duration::from_secs(60)).await?;
+        ensure!(scene.uids().await? == before, "a pod was deleted");
+        Ok(())
+    })
+    .await
+}
