@@ -384,7 +384,48 @@ fn configure(socket: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    /// A client that says what HTTP/2 begins with, and no more; returns its connection once the server has said its part.
+    async fn silent(address: SocketAddr) -> TcpStream {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut frame = [0; 9];
+        timeout(Duration::from_secs(20), socket.read_exact(&mut frame)).await.expect("it has no place").unwrap();
+        socket
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_makes_room_for_others_and_one_that_is_vouched_for_does_not() {
+        let bounds = Bounds {
+            connections_max: 1,
+            connection_streams_max: 10,
+            ping_interval: Duration::from_secs(300),
+            ping_timeout: Duration::from_secs(20),
+            refusals_are_news: false,
+            stranger_max: Some(Duration::from_millis(100)),
+        };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, bounds.clone()).await.unwrap();
+        let (address, closing) = (listener.address().unwrap(), CancellationToken::new());
+        let service =
+            tower::service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::default())) });
+        let serving = tokio::spawn(listener.serve(move |_| service, closing.clone()));
+        let first = silent(address).await;
+        drop(silent(address).await);
+        drop(first);
+        closing.cancel();
+        serving.await.unwrap();
+
+        let full = Arc::new(Semaphore::new(0));
+        let connection = Connection { bounds, free: full, news: Arc::default(), closing: CancellationToken::new() };
+        let (known, stranger) = (Standing::default(), Standing::default());
+        known.vouch();
+        let while_ = Duration::from_millis(400);
+        assert!(timeout(while_, connection.unwelcome(&known)).await.is_err());
+        assert!(timeout(while_, connection.unwelcome(&stranger)).await.is_ok());
+    }
 
     #[test]
     fn the_same_refusal_is_told_once_a_minute_and_any_once_a_second() {

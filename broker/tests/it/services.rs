@@ -179,6 +179,18 @@ async fn the_metrics_tell_sizes_and_evictions() {
     broker.stop().await;
 }
 
+#[tokio::test]
+async fn connections_that_say_nothing_do_not_keep_those_who_watch_out() {
+    let broker = Broker::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(broker.addresses.health).await.unwrap());
+    }
+    assert!(http_get(&broker, "healthz").await.contains("alive"));
+    drop(silent);
+    broker.stop().await;
+}
+
 pub(crate) async fn http_get(broker: &Broker, path: &str) -> String {
     let mut socket = tokio::net::TcpStream::connect(broker.addresses.health).await.unwrap();
     socket.write_all(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();

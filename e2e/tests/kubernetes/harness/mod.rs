@@ -63,6 +63,8 @@ pub(crate) async fn scene(story: &str, play: impl AsyncFnOnce(&Scene) -> anyhow:
         }
     }
     namespaces.delete(&scene.namespace, &DeleteParams::default()).await?;
+    // Nobody waits for what they would do in good order, and nothing starts them again in a namespace that goes.
+    scene.pods().delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
     until("the namespace is gone", Duration::from_secs(90), async || {
         Ok(namespaces.get_opt(&scene.namespace).await?.is_none().then_some(()))
     })
