@@ -38,12 +38,13 @@ const PROBE_MAX: Duration = Duration::from_millis(800);
 /// well pause for seconds.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
-/// Connections that are open at a time; more wait to be accepted. Those who watch are few, and ask one thing at a time.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections that are open at a time; more wait to be accepted. Those who watch are few, and ask one thing at a time; and
+/// where few files may be open, the engines need the rest.
+const CONNECTIONS_MAX: usize = 64;
 
 /// How long a connection may last, from its first byte to the last of its answer: whoever connects and says nothing must not
 /// keep others out.
-const CONNECTION_MAX: Duration = Duration::from_secs(10);
+const CONNECTION_MAX: Duration = Duration::from_secs(5);
 
 /// After an error that accepting alone cannot get over.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
