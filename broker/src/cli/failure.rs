@@ -205,7 +205,16 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 
 /// Whether a certificate is what is wrong, by the transport's words.
 fn refuses_certificate(causes: &str) -> bool {
-    ["certificate", "UnknownIssuer", "BadSignature", "native certs"].iter().any(|words| causes.contains(words))
+    const WORDS: [&str; 7] = [
+        "certificate",
+        "UnknownIssuer",
+        "BadSignature",
+        "native certs",
+        "not valid for",
+        "NotValidForName",
+        "CaUsedAsEndEntity",
+    ];
+    WORDS.iter().any(|words| causes.contains(words))
 }
 
 /// The usual troubles, told apart by the transport's words: their types are not public.
@@ -223,7 +232,18 @@ fn transport_hint(address: &Uri, causes: &str) -> String {
         format!(
             "the connection to {host} broke off ({causes}): is the server going down, or does it speak TLS (https://{host})?"
         )
-    } else if has("UnknownIssuer") || has("BadSignature") || has("native certs") {
+    } else if refuses_certificate(causes) {
+        certificate_hint(host, causes)
+    } else if has("dns error") || has("failed to lookup") {
+        format!("there is no host of the name in {address} ({causes})")
+    } else {
+        format!("no connection to {address}: {causes}")
+    }
+}
+
+fn certificate_hint(host: &str, causes: &str) -> String {
+    let has = |words: &str| causes.contains(words);
+    if has("UnknownIssuer") || has("BadSignature") || has("native certs") {
         format!(
             "the certificate of {host} is from an authority that is not trusted here: give it with --ca-file ({causes})"
         )
@@ -234,12 +254,8 @@ fn transport_hint(address: &Uri, causes: &str) -> String {
             "the certificate of {host} is one of an authority (CA:TRUE), which no server may show: make one without it, \
              as with `openssl req -x509 -addext basicConstraints=critical,CA:FALSE` ({causes})"
         )
-    } else if has("certificate") {
-        format!("the certificate of {host} is refused: {causes}")
-    } else if has("dns error") || has("failed to lookup") {
-        format!("there is no host of the name in {address} ({causes})")
     } else {
-        format!("no connection to {address}: {causes}")
+        format!("the certificate of {host} is refused: {causes}")
     }
 }
 

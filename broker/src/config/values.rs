@@ -181,7 +181,9 @@ mod tests {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(bytes("64MiB").unwrap(), 64 << 20);
         assert_eq!(bytes("1000").unwrap(), 1000);
-        for bad in ["", "h", "1", "1x", "-1s", "1.2.3s", "1e9s", "87601h", "9999999999999999999s"] {
+        for bad in
+            ["", "h", "1", "1x", "-1s", "1.2.3s", "1e9s", "87601h", "9999999999999999999s", "99999999999999999999h"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
         for bad in ["", "0", "-1", "1 TiBs", "99999999999999999999GiB"] {

@@ -195,19 +195,29 @@ pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 impl Door {
     /// The next connection, once there is room for it.
     async fn accept(&self, free: &Arc<Semaphore>) -> (Accepted, OwnedSemaphorePermit) {
-        loop {
-            // The semaphore is never closed.
-            let Ok(permit) = free.clone().acquire_owned().await else { continue };
-            let accepted = match self {
+        accept(free, || async {
+            match self {
                 Self::Tcp(tcp, tls) => tcp.accept().await.map(|(socket, _)| Accepted::Tcp(socket, tls.clone())),
                 Self::Unix(unix) => unix.accept().await.map(|(socket, _)| Accepted::Unix(socket)),
-            };
-            match accepted {
-                Ok(accepted) => return (accepted, permit),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+            }
+        })
+        .await
+    }
+}
+
+/// The next connection, once there is room for it, by whatever accepts one.
+pub(crate) async fn accept<T, F: Future<Output = io::Result<T>>>(
+    free: &Arc<Semaphore>,
+    next: impl Fn() -> F,
+) -> (T, OwnedSemaphorePermit) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = free.clone().acquire_owned().await else { continue };
+        match next().await {
+            Ok(accepted) => return (accepted, permit),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

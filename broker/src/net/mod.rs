@@ -12,6 +12,6 @@ mod reason;
 pub use expiry::Certificates;
 pub(crate) use expiry::Shown;
 pub(crate) use files::watch_files;
-pub(crate) use listener::{Bounds, Caller, Listener, Standing, bind};
+pub(crate) use listener::{Bounds, Caller, Listener, Standing, accept, bind};
 pub(crate) use pem::{PemError, certificates, certified};
 pub(crate) use reason::{reason, tls_error};

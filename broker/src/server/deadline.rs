@@ -160,8 +160,7 @@ impl http_body::Body for Limited {
         ready!(this.deadline.poll(cx));
         this.over = true;
         this.inner = Body::empty();
-        let (head, _) = Status::from(Error::TooLate).into_http::<Body>().into_parts();
-        Poll::Ready(Some(Ok(Frame::trailers(head.headers))))
+        Poll::Ready(Some(Ok(Error::TooLate.into_trailers())))
     }
 
     fn is_end_stream(&self) -> bool {

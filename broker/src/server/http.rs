@@ -21,15 +21,14 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use parking_lot::Mutex;
-use tokio::{
-    net::TcpListener,
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use crate::node::{self, Node};
+use crate::{
+    net,
+    node::{self, Node},
+};
 
 /// How long a check waits for the node before it says no. Probes give up after a second by default.
 const PROBE_MAX: Duration = Duration::from_millis(800);
@@ -45,9 +44,6 @@ const CONNECTIONS_MAX: usize = 64;
 /// How long a connection may last, from its first byte to the last of its answer: whoever connects and says nothing must not
 /// keep others out.
 const CONNECTION_MAX: Duration = Duration::from_secs(5);
-
-/// After an error that accepting alone cannot get over.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The content type of OpenMetrics.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -90,16 +86,8 @@ pub(super) async fn serve(tcp: TcpListener, router: Router) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).keep_alive(false);
-    // The semaphore is never closed.
-    while let Ok(permit) = free.clone().acquire_owned().await {
-        let socket = match tcp.accept().await {
-            Ok((socket, _)) => socket,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for health or metrics");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    loop {
+        let ((socket, _), permit) = net::accept(&free, || tcp.accept()).await;
         let connection = protocol.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router.clone()));
         tokio::spawn(async move {
             if let Ok(Err(error)) = timeout(CONNECTION_MAX, connection).await {

@@ -17,7 +17,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
@@ -100,8 +99,7 @@ impl Outflow {
     /// Ends with an error in place of the rest.
     fn end(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         (self.large, self.over) = (None, true);
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(Status::from(error).add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(Ok(error.into_trailers())))
     }
 }
 

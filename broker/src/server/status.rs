@@ -4,8 +4,10 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
-use tonic::{Code, Status};
+use http_body::Frame;
+use tonic::{Code, Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
@@ -86,6 +88,14 @@ impl From<node::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl Error {
+    /// As the end of an answer that has begun.
+    pub(super) fn into_trailers(self) -> Frame<Bytes> {
+        let (head, _) = Status::from(self).into_http::<Body>().into_parts();
+        Frame::trailers(head.headers)
     }
 }
 
