@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -65,6 +65,8 @@ pub(super) struct Hub {
     pub(super) waits: watch::Sender<bool>,
     /// What leaders keep of the log for followers.
     pub(super) hold_bytes: AtomicU64,
+    /// Nobody misses a leader that is there, however slow the machine is.
+    pub(super) patient: AtomicBool,
 }
 
 pub(super) struct Line {
@@ -228,7 +230,11 @@ pub(super) async fn try_start(hub: &Arc<Hub>, id: NodeId, place: &Place) -> Resu
         clock: Arc::new(SystemClock),
         observer: Arc::new(Unobserved),
         failure: failure.clone(),
-        timers: Timers { heartbeat_ms: 60, election_ms_min: 300, election_ms_max: 500 },
+        timers: if hub.patient.load(Relaxed) {
+            Timers { heartbeat_ms: 60, election_ms_min: 10_000, election_ms_max: 12_000 }
+        } else {
+            Timers { heartbeat_ms: 60, election_ms_min: 300, election_ms_max: 500 }
+        },
         retention: Retention {
             sync_entries: 20,
             keep_entries: 5,
