@@ -14,6 +14,9 @@ pub struct Config {
     /// This replica, in the Lease.
     #[arg(long, env = "POD_NAME", default_value = "databroker-operator")]
     pub identity: String,
+    /// The Lease that one replica holds: replicas of the same name share the work, operators of different namespaces do not.
+    #[arg(long, env = "LEASE_NAME", default_value = "databroker-operator")]
+    pub lease: String,
     /// The brokers' image of a Databroker that names none.
     #[arg(long, env = "DEFAULT_IMAGE", default_value = concat!("databroker:", env!("CARGO_PKG_VERSION")))]
     pub default_image: String,

@@ -54,8 +54,8 @@ const CACHES_MAX: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: u64 = 15;
 const LEASE_GRACE_SECONDS: u64 = 5;
 
-/// The Lease.
-const LEASE: &str = "databroker-operator";
+/// How long visits under way may take once the operator is to end.
+const LAST_VISITS_MAX: Duration = Duration::from_secs(10);
 
 /// Why the operator ends other than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     client.apiserver_version().await.map_err(Error::Client)?;
     metrics.ready();
 
-    let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
+    let manager = LeaseManagerBuilder::new(client.clone(), &config.lease)
         .with_namespace(&config.namespace)
         .with_identity(&config.identity)
         .with_duration(LEASE_SECONDS)
@@ -106,15 +106,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .await
         .map_err(Error::Lease)?;
     let (mut held, keeping) = manager.watch().await;
-    tracing::info!(identity = config.identity, "waiting for the Lease");
+    tracing::info!(identity = config.identity, lease = config.lease, "waiting for the Lease");
     let ended = tokio::select! {
         biased;
-        () = stop.cancelled() => Ok(()),
+        // Visits under way are ended in order, within their time.
+        () = late(&stop) => Ok(()),
         served = pages => Err(Error::Metrics { address, source: served.map_or_else(std::io::Error::other, ended) }),
         ended = async {
             while !*held.borrow_and_update() {
-                if held.changed().await.is_err() {
-                    return Err(Error::LeaseLost);
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    changed = held.changed() => changed.map_err(|_| Error::LeaseLost)?,
                 }
             }
             metrics.lead(true);
@@ -131,6 +133,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     drop(held);
     let _ = tokio::time::timeout(Duration::from_secs(3), keeping).await;
     ended
+}
+
+/// Returns when visits that were under way at the stop have had their time.
+async fn late(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_VISITS_MAX).await;
 }
 
 /// Why the pages are no more.

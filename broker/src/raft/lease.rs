@@ -7,10 +7,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::RwLock;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::NodeId;
+use super::{NodeId, Replica, Timers, runtime::Runtime};
 
 /// The word that the process before may have given last.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +58,31 @@ impl Words {
     pub(super) fn last(&self, millis: u64, mut nodes: impl Iterator<Item = NodeId>) -> bool {
         let words = self.0.read();
         nodes.all(|node| words.get(&node).is_some_and(|word| *word >= millis))
+    }
+}
+
+impl<R: Runtime> Replica<R> {
+    /// Whether nobody else can be elected while this leader's lease lasts.
+    pub(super) fn may_read_by_lease(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let others = metrics.membership_config.voter_ids().filter(|node| *node != self.node_id);
+        self.words.last(self.word_ms, others)
+    }
+
+    /// Keeps the word of the process before; then this node may campaign.
+    pub(super) async fn keep_old_word(self, word_before: Option<u64>, timers: Timers) {
+        self.old_word.kept().await;
+        if word_before.is_some_and(|before| before > self.word_ms) {
+            // If it cannot be noted the node is about to end, and has said why.
+            drop(self.log.note_word(self.word_ms).await);
+        }
+        if self.old_word.is_any() {
+            // Nodes that were started together must not campaign together.
+            let spread = timers.election_ms_max.saturating_sub(timers.election_ms_min).saturating_add(1);
+            sleep(Duration::from_millis(self.node_id % spread)).await;
+        }
+        self.campaign();
     }
 }
 

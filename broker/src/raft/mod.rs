@@ -30,6 +30,7 @@ mod membership;
 mod network;
 mod peers;
 mod presence;
+mod purge;
 pub mod recover;
 mod replica;
 mod retention;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use databroker_proto::internal::Envelope;
 use openraft::{
-    Config, RaftMetrics, ReadPolicy, SnapshotPolicy,
+    Config, ReadPolicy, SnapshotPolicy,
     alias::OneshotReceiverOf,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError},
@@ -208,9 +208,6 @@ impl<R: Runtime> Clone for Replica<R> {
     }
 }
 
-/// How long a triggered snapshot may take before the log is purged without it.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
-
 fn config(timers: Timers, retention: Retention) -> Result<Config, Error> {
     let config = Config {
         cluster_name: "databroker".into(),
@@ -304,21 +301,6 @@ impl<R: Runtime> Replica<R> {
         R::spawn("word", &failure, replica.clone().keep_old_word(word_before, timers));
         replica.find_place(&membership).await?;
         Ok(replica)
-    }
-
-    /// Keeps the word of the process before; then this node may campaign.
-    async fn keep_old_word(self, word_before: Option<u64>, timers: Timers) {
-        self.old_word.kept().await;
-        if word_before.is_some_and(|before| before > self.word_ms) {
-            // If it cannot be noted the node is about to end, and has said why.
-            drop(self.log.note_word(self.word_ms).await);
-        }
-        if self.old_word.is_any() {
-            // Nodes that were started together must not campaign together.
-            let spread = timers.election_ms_max.saturating_sub(timers.election_ms_min).saturating_add(1);
-            tokio::time::sleep(Duration::from_millis(self.node_id % spread)).await;
-        }
-        self.campaign();
     }
 
     /// This disk's node id.
@@ -417,14 +399,6 @@ impl<R: Runtime> Replica<R> {
         }
     }
 
-    /// Whether nobody else can be elected while this leader's lease lasts.
-    fn may_read_by_lease(&self) -> bool {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let others = metrics.membership_config.voter_ids().filter(|node| *node != self.node_id);
-        self.words.last(self.word_ms, others)
-    }
-
     /// Stops, with everything applied on the disk.
     pub async fn shutdown(&self) {
         // The error says that a task of openraft panicked; `follow_role` has reported that.
@@ -483,43 +457,6 @@ impl<R: Runtime> Replica<R> {
             Ok(()) | Err(Fatal::Stopped) => {}
             Err(error @ (Fatal::StorageError(_) | Fatal::Panicked)) => failure.report(error),
         }
-    }
-
-    /// Has the store synced when its log has grown by bytes, for openraft itself counts entries; and the log purged whenever
-    /// the store was synced.
-    async fn follow_size(self) {
-        let mut built = self.machine.built.subscribe();
-        loop {
-            let done = tokio::select! {
-                () = self.machine.sync_due.notified() => self.raft.trigger().snapshot().await,
-                _ = built.changed() => {
-                    let synced = *built.borrow_and_update();
-                    let snapshot = self.raft.wait(Some(SNAPSHOT_PATIENCE));
-                    let is_known = |metrics: &RaftMetrics<TypeConfig<R>>| metrics.snapshot.map(|id| id.index) >= Some(synced);
-                    // What openraft does not know to be synced it does not purge; the next round makes up for it.
-                    drop(snapshot.metrics(is_known, "snapshot").await);
-                    match self.machine.purge_upto(synced, self.needed()) {
-                        Some(upto) => self.raft.trigger().purge_log(upto).await,
-                        None => Ok(()),
-                    }
-                }
-            };
-            if done.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// After which index a follower that answers has yet to get entries, if the log has all of them; nowhere where this node
-    /// does not lead.
-    fn needed(&self) -> Option<u64> {
-        let purged = self.raft.metrics().borrow_watched().purged.map(|id| id.index);
-        let (matched, answering) = (self.matched(), self.answering());
-        let mut underway = self.underway.lock();
-        underway.retain(|node, end| matched.get(node).is_some_and(|matched| *matched < Some(*end)));
-        let followers = matched.iter().filter(|(node, _)| answering.contains(node));
-        let needed = followers.filter_map(|(node, matched)| underway.get(node).copied().max(*matched));
-        needed.filter(|index| Some(*index) >= purged).min()
     }
 }
 

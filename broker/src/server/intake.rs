@@ -20,13 +20,13 @@ use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
     auth::is_open,
-    outflow::Room,
+    outflow::OutflowRoom,
+    room::{Room, Share},
     status::{Error, name_as_clients_know},
 };
 
@@ -41,22 +41,18 @@ const LARGEST_AT_ONCE: usize = 4;
 /// The least room there is, for a server that takes small requests only: hundreds of medium ones at once.
 const ROOM_BYTES_MIN: usize = 16 << 20;
 
-/// In what the room is counted: a semaphore has 32 bits for one request, and frames come by the KiB.
-const UNIT_BYTES: usize = 1 << 10;
-
 /// Bounds what all requests bring.
 #[derive(Clone)]
 pub(super) struct IntakeLayer {
-    room: Arc<Semaphore>,
-    outflow: Room,
+    room: Room,
+    outflow: OutflowRoom,
 }
 
 impl IntakeLayer {
-    /// For a server that takes requests of at most so many bytes. `unread_max`: see [`Room::new`].
+    /// For a server that takes requests of at most so many bytes. `unread_max`: see [`OutflowRoom::new`].
     pub(super) fn new(request_bytes_max: usize, unread_max: Duration) -> Self {
         let bytes = request_bytes_max.saturating_mul(LARGEST_AT_ONCE).max(ROOM_BYTES_MIN);
-        let room = Arc::new(Semaphore::new((bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS)));
-        Self { room, outflow: Room::new(unread_max) }
+        Self { room: Room::new(bytes), outflow: OutflowRoom::new(unread_max) }
     }
 }
 
@@ -107,7 +103,7 @@ pin_project! {
         // Held for as long as the request waits.
         charge: Option<Arc<Charge>>,
         // What answers may hold.
-        outflow: Room,
+        outflow: OutflowRoom,
     }
 }
 
@@ -128,26 +124,24 @@ where
 
 /// What one request has taken of the room, given back when it is dropped.
 struct Charge {
-    room: Arc<Semaphore>,
-    taken: Mutex<Option<OwnedSemaphorePermit>>,
+    room: Room,
+    taken: Mutex<Option<Share>>,
 }
 
 impl Charge {
-    /// Whether there is room for a request that has brought so many bytes. Never waits: two requests that are each half
-    /// received would wait for each other.
+    /// Whether there is room for a request that has brought so many bytes.
     fn covers(&self, received: usize) -> bool {
         if received <= FREE_BYTES {
             return true;
         }
         let mut taken = self.taken.lock();
-        let held = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = u32::try_from(received.div_ceil(UNIT_BYTES).saturating_sub(held)).unwrap_or(u32::MAX);
-        let Ok(more) = self.room.clone().try_acquire_many_owned(missing) else { return false };
         match &mut *taken {
-            Some(taken) => taken.merge(more),
-            none => *none = Some(more),
+            Some(share) => share.grow(&self.room, received),
+            none => {
+                *none = self.room.take(received);
+                none.is_some()
+            }
         }
-        true
     }
 }
 
@@ -196,10 +190,10 @@ mod tests {
 
     /// Takes a request whole, and answers once it is let go.
     fn service(
-        units: usize,
+        bytes: usize,
         go: watch::Receiver<bool>,
-    ) -> (Arc<Semaphore>, impl Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone) {
-        let room = Arc::new(Semaphore::new(units));
+    ) -> (Room, impl Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone) {
+        let room = Room::new(bytes);
         let inner = tower::service_fn(move |request: Request<Body>| {
             let mut go = go.clone();
             async move {
@@ -211,7 +205,7 @@ mod tests {
                 Ok(response)
             }
         });
-        (room.clone(), IntakeLayer { room, outflow: Room::new(Duration::from_secs(1)) }.layer(inner))
+        (room.clone(), IntakeLayer { room, outflow: OutflowRoom::new(Duration::from_secs(1)) }.layer(inner))
     }
 
     fn request(path: &str, bytes: usize) -> Request<Body> {
@@ -223,29 +217,29 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_charged_until_its_answer_begins_and_a_small_one_never() {
         let (let_go, go) = watch::channel(false);
-        let (room, service) = service(64, go);
+        let (room, service) = service(64 << 10, go);
         let mut calls: Vec<_> = [FREE_BYTES, FREE_BYTES + 1, 40 << 10]
             .map(|bytes| Box::pin(service.clone().oneshot(request(PUT, bytes))))
             .into();
-        for (call, left) in calls.iter_mut().zip([64, 64 - 17, 64 - 17 - 40]) {
+        for (call, left) in calls.iter_mut().zip([64, 64 - 17, 64 - 17 - 40].map(|kib| kib << 10)) {
             assert!(futures::poll!(call).is_pending());
-            assert_eq!(room.available_permits(), left);
+            assert_eq!(room.left(), left);
         }
         let_go.send_replace(true);
         for call in calls {
             call.await.unwrap();
         }
-        assert_eq!(room.available_permits(), 64);
+        assert_eq!(room.left(), 64 << 10);
     }
 
     #[tokio::test]
     async fn what_has_no_room_is_refused_and_leaves_none_taken() {
         let (let_go, go) = watch::channel(true);
-        let (room, service) = service(32, go);
+        let (room, service) = service(32 << 10, go);
         let refused = service.clone().oneshot(request(PUT, 33 << 10)).await.unwrap();
         let status = Status::from_header_map(refused.headers()).unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(room.available_permits(), 32);
+        assert_eq!(room.left(), 32 << 10);
         let taken = service.clone().oneshot(request(PUT, 32 << 10)).await.unwrap();
         assert!(taken.headers().is_empty());
         drop(let_go);
@@ -254,9 +248,9 @@ mod tests {
     #[tokio::test]
     async fn what_needs_no_token_takes_no_room() {
         let (_let_go, go) = watch::channel(false);
-        let (room, service) = service(32, go);
+        let (room, service) = service(32 << 10, go);
         let call = std::pin::pin!(service.oneshot(request("/grpc.health.v1.Health/Check", 1 << 20)));
         assert!(futures::poll!(call).is_pending());
-        assert_eq!(room.available_permits(), 32);
+        assert_eq!(room.left(), 32 << 10);
     }
 }

@@ -22,6 +22,7 @@ mod pinned;
 mod query;
 mod records;
 mod registry;
+mod room;
 mod status;
 mod streams;
 mod sync;

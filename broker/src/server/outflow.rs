@@ -18,10 +18,13 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 
-use super::{pinned::Pinned, status::Error};
+use super::{
+    pinned::Pinned,
+    room::{Room, Share},
+    status::Error,
+};
 
 /// What is handed over at once.
 const PIECE_BYTES: usize = 64 << 10;
@@ -33,20 +36,17 @@ const FREE_BYTES: usize = 512 << 10;
 /// Room for four answers of the largest size.
 const ROOM_BYTES: usize = 256 << 20;
 
-/// In what the room is counted: a semaphore has 32 bits for one answer.
-const UNIT_BYTES: usize = 1 << 10;
-
 /// The room of all answers. Cloning shares it.
 #[derive(Clone)]
-pub(super) struct Room {
-    free: Arc<Semaphore>,
+pub(super) struct OutflowRoom {
+    room: Room,
     unread_max: Duration,
 }
 
-impl Room {
+impl OutflowRoom {
     /// `unread_max`: how long a client may leave a large answer unread. A slow one takes a piece now and then.
     pub(super) fn new(unread_max: Duration) -> Self {
-        Self { free: Arc::new(Semaphore::new(ROOM_BYTES / UNIT_BYTES)), unread_max }
+        Self { room: Room::new(ROOM_BYTES), unread_max }
     }
 
     /// The same body, with its large messages charged.
@@ -55,19 +55,14 @@ impl Room {
         if http_body::Body::is_end_stream(&inner) {
             return inner;
         }
-        Body::new(Outflow { inner, room: self.clone(), large: None, over: false })
-    }
-
-    fn take(&self, bytes: &Bytes) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.len().div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        self.free.clone().try_acquire_many_owned(units).ok()
+        Body::new(Outflow { inner, outflow: self.clone(), large: None, over: false })
     }
 }
 
 /// A large message, charged.
 struct Charged {
     bytes: Bytes,
-    _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 struct Large {
@@ -89,7 +84,7 @@ impl Large {
 /// An answer on its way out.
 struct Outflow {
     inner: Body,
-    room: Room,
+    outflow: OutflowRoom,
     /// The message that is on its way.
     large: Option<Large>,
     over: bool,
@@ -126,9 +121,9 @@ impl http_body::Body for Outflow {
                 small => return Poll::Ready(small),
             };
             let Ok(bytes) = bytes else { continue };
-            let Some(permit) = this.room.take(&bytes) else { return this.end(Error::OutflowFull) };
-            let charged = Arc::new(Charged { bytes, _permit: permit });
-            this.large = Some(Large { held: Pinned::new(charged, this.room.unread_max, || {}), sent: 0 });
+            let Some(share) = this.outflow.room.take(bytes.len()) else { return this.end(Error::OutflowFull) };
+            let charged = Arc::new(Charged { bytes, _share: share });
+            this.large = Some(Large { held: Pinned::new(charged, this.outflow.unread_max, || {}), sent: 0 });
         }
     }
 
@@ -150,21 +145,21 @@ mod tests {
 
     const UNREAD_MAX: Duration = Duration::from_secs(60);
 
-    fn room(units: usize) -> Room {
-        Room { free: Arc::new(Semaphore::new(units)), unread_max: UNREAD_MAX }
+    fn outflow(bytes: usize) -> OutflowRoom {
+        OutflowRoom { room: Room::new(bytes), unread_max: UNREAD_MAX }
     }
 
-    fn body(room: &Room, bytes: usize) -> Body {
+    fn body(outflow: &OutflowRoom, bytes: usize) -> Body {
         let message: Vec<u8> = (0..bytes).map(|index| (index / 7) as u8).collect();
-        room.charge(Body::new(Full::new(Bytes::from(message))))
+        outflow.charge(Body::new(Full::new(Bytes::from(message))))
     }
 
     /// Room is given back by a task that is told to end.
-    async fn has_free(room: &Room, units: usize) -> bool {
+    async fn has_left(outflow: &OutflowRoom, bytes: usize) -> bool {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        room.free.available_permits() == units
+        outflow.room.left() == bytes
     }
 
     async fn status(body: &mut Body) -> Code {
@@ -176,46 +171,46 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_message_leaves_in_pieces_and_is_charged_until_the_last() {
-        let room = room(1024);
-        let mut whole = body(&room, FREE_BYTES + 1);
+        let outflow = outflow(1 << 20);
+        let mut whole = body(&outflow, FREE_BYTES + 1);
         let (mut pieces, mut bytes) = (Vec::new(), Vec::new());
         while let Some(frame) = whole.frame().await {
             let data = frame.unwrap().into_data().unwrap();
-            pieces.push((data.len(), room.free.available_permits()));
+            pieces.push((data.len(), outflow.room.left()));
             bytes.extend_from_slice(&data);
         }
-        let charged = 1024 - 513;
+        let charged = (1024 - 513) << 10;
         assert_eq!(
             (pieces.len(), pieces[0], pieces[7], pieces[8]),
             (9, (PIECE_BYTES, charged), (PIECE_BYTES, charged), (1, charged))
         );
         assert_eq!(bytes.len(), FREE_BYTES + 1);
         assert!(bytes.iter().enumerate().all(|(index, byte)| *byte == (index / 7) as u8));
-        assert!(has_free(&room, 1024).await);
+        assert!(has_left(&outflow, 1 << 20).await);
     }
 
     #[tokio::test]
     async fn what_has_no_room_is_refused_and_small_messages_need_none() {
-        let room = room(1000);
-        let mut first = body(&room, FREE_BYTES + 1);
+        let outflow = outflow(1000 << 10);
+        let mut first = body(&outflow, FREE_BYTES + 1);
         assert!(first.frame().await.unwrap().unwrap().is_data());
-        assert_eq!(status(&mut body(&room, FREE_BYTES + 1)).await, Code::ResourceExhausted);
-        assert!(body(&room, FREE_BYTES).frame().await.unwrap().unwrap().is_data());
+        assert_eq!(status(&mut body(&outflow, FREE_BYTES + 1)).await, Code::ResourceExhausted);
+        assert!(body(&outflow, FREE_BYTES).frame().await.unwrap().unwrap().is_data());
         // A client that goes away gives its room back.
         drop(first);
-        assert!(has_free(&room, 1000).await);
-        assert!(body(&room, FREE_BYTES + 1).frame().await.unwrap().unwrap().is_data());
+        assert!(has_left(&outflow, 1000 << 10).await);
+        assert!(body(&outflow, FREE_BYTES + 1).frame().await.unwrap().unwrap().is_data());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_read_is_given_up() {
-        let room = room(1024);
-        let mut unread = body(&room, FREE_BYTES + 1);
+        let outflow = outflow(1 << 20);
+        let mut unread = body(&outflow, FREE_BYTES + 1);
         assert!(unread.frame().await.unwrap().unwrap().is_data());
         tokio::time::sleep(UNREAD_MAX - Duration::from_secs(1)).await;
         assert!(unread.frame().await.unwrap().unwrap().is_data());
         tokio::time::sleep(UNREAD_MAX + Duration::from_secs(1)).await;
-        assert_eq!(room.free.available_permits(), 1024);
+        assert_eq!(outflow.room.left(), 1 << 20);
         assert_eq!(status(&mut unread).await, Code::Unavailable);
     }
 }

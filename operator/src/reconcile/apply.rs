@@ -4,7 +4,7 @@
 //! costs the API server nothing. Every change names the version, or the id, of what it was decided on: what has changed
 //! since is looked at again.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::fmt::Debug;
 
 use databroker_proto::internal::ShapeMember;
 use k8s_openapi::{
@@ -21,15 +21,17 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{
-    observe::There,
+    Look,
+    observe::{self, There},
     plan::{Plan, Step},
     validate::{Valid, record},
 };
 use crate::{
     api::Databroker,
-    brokers::{self, Address},
+    brokers,
     context::{CallError, Context, call},
     resources::{Resources, meta, pod, secrets::Secrets, statefulset},
 };
@@ -42,6 +44,30 @@ pub enum Error {
     Apply {
         /// Its kind.
         kind: String,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: CallError,
+    },
+    /// There is one of that name that is not this operator's to change.
+    #[error("there is a {kind} {name} that belongs to something else: delete it, or give the Databroker another name")]
+    Taken {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// The Secret that the spec names.
+    #[error("the Secret {name} that spec.sharedSecret.secretRef names {lacks}: nothing is changed until it is there")]
+    SecretMissing {
+        /// Its name.
+        name: String,
+        /// What is missing.
+        lacks: String,
+    },
+    /// The Secret could not be looked for.
+    #[error("cannot look for the Secret {name}: {source}")]
+    LookForSecret {
         /// Its name.
         name: String,
         /// Why.
@@ -91,12 +117,54 @@ pub fn difference(desired: &Value, observed: &Value) -> Option<String> {
             };
             inner.map(|inner| within(key, inner))
         }),
+        (Value::Array(desired), Value::Array(observed)) if is_by_name(desired) => desired.iter().find_map(|item| {
+            let other = observed.iter().find(|other| other["name"] == item["name"]);
+            let inner = other.map_or(Some(String::new()), |other| difference(item, other));
+            inner.map(|inner| within(item["name"].as_str().unwrap_or_default(), inner))
+        }),
         (Value::Array(desired), Value::Array(observed)) if desired.len() == observed.len() => {
             let mut pairs = desired.iter().zip(observed).enumerate();
             pairs.find_map(|(index, (a, b))| difference(a, b).map(|inner| within(&index.to_string(), inner)))
         }
         (desired, observed) => (desired != observed).then(String::new),
     }
+}
+
+/// Whether a list is one to which others may add: what has a name is merged by it
+/// (<https://kubernetes.io/docs/reference/using-api/server-side-apply/#merge-strategy>).
+fn is_by_name(list: &[Value]) -> bool {
+    !list.is_empty() && list.iter().all(|item| item["name"].is_string())
+}
+
+/// What is said at all, without what is said of it: two bodies that say something of the same fields have the same. In an
+/// annotation it tells the next visit that a field is no longer said, which does not show in what is there. Of values it
+/// tells nothing, for some are secret.
+fn fields(body: &Value) -> String {
+    fn visit(value: &Value, path: &str, digest: &mut Sha256) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(key, value)| {
+                let path = format!("{path}/{key}");
+                // Part of a precondition, and not of the object.
+                if path != "/metadata/resourceVersion" {
+                    visit(value, &path, digest);
+                }
+            }),
+            Value::Array(list) if is_by_name(list) => {
+                list.iter().for_each(|item| visit(item, &format!("{path}[{}]", item["name"]), digest));
+            }
+            Value::Array(list) => {
+                list.iter().enumerate().for_each(|(index, item)| visit(item, &format!("{path}[{index}]"), digest));
+            }
+            _ => {}
+        }
+        if !is_nothing(value) {
+            digest.update(path.as_bytes());
+            digest.update([0]);
+        }
+    }
+    let mut digest = Sha256::new();
+    visit(body, "", &mut digest);
+    digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Nothing, said in many words.
@@ -165,17 +233,30 @@ impl<K> Object for K where
 /// Applies objects of one `Databroker`.
 struct Applier<'a> {
     client: &'a Client,
-    namespace: &'a str,
+    valid: &'a Valid,
 }
 
 impl Applier<'_> {
     fn api<K: Object>(&self) -> Api<K> {
-        Api::namespaced(self.client.clone(), self.namespace)
+        Api::namespaced(self.client.clone(), &self.valid.namespace)
     }
 
-    /// Applies it, unless `there` is as it says; returns whether it was changed.
+    /// Applies it, unless `there` is as it says; returns whether it was changed. One that is another's is left alone: what
+    /// the caches do not have may be there all the same.
     async fn apply<K: Object>(&self, desired: &K, there: Option<&K>) -> Result<bool, Error> {
-        let body = serde_json::to_value(desired).unwrap_or_default();
+        let (kind, name) = (K::kind(&()).into_owned(), desired.name_any());
+        let failed = |source| Error::Apply { kind: kind.clone(), name: name.clone(), source };
+        let found = match there {
+            Some(_) => None,
+            None => call(observe::named(&self.api::<K>(), &name)).await.map_err(failed)?,
+        };
+        let there = there.or(found.as_ref());
+        if there.is_some_and(|there| !observe::may_be_applied(there, self.valid)) {
+            return Err(Error::Taken { kind, name });
+        }
+        let mut body = serde_json::to_value(desired).unwrap_or_default();
+        let fields = fields(&body);
+        body["metadata"]["annotations"][meta::FIELDS_ANNOTATION] = json!(fields);
         let because = match there {
             None => "it was not there".to_owned(),
             Some(there) => match difference(&body, &serde_json::to_value(there).unwrap_or_default()) {
@@ -183,17 +264,15 @@ impl Applier<'_> {
                 Some(path) => format!("{path} was another"),
             },
         };
-        let name = desired.name_any();
         let params = PatchParams::apply(meta::MANAGER).force();
-        let failed = |source| Error::Apply { kind: K::kind(&()).into_owned(), name: name.clone(), source };
-        call(self.api::<K>().patch(&name, &params, &Patch::Apply(desired))).await.map_err(failed)?;
-        tracing::info!(kind = %K::kind(&()), name, namespace = self.namespace, because, "applied");
+        call(self.api::<K>().patch(&name, &params, &Patch::Apply(body))).await.map_err(failed)?;
+        tracing::info!(kind, name, namespace = self.valid.namespace, because, "applied");
         Ok(true)
     }
 
     /// The same with what the cache has of that name.
     async fn apply_cached<K: Object>(&self, desired: &K, store: &Store<K>) -> Result<(), Error> {
-        let there = store.get(&ObjectRef::new(&desired.name_any()).within(self.namespace));
+        let there = store.get(&ObjectRef::new(&desired.name_any()).within(&self.valid.namespace));
         self.apply(desired, there.as_deref()).await.map(drop)
     }
 
@@ -201,7 +280,7 @@ impl Applier<'_> {
     async fn apply_optional<K: Object>(&self, name: &str, desired: Option<&K>, store: &Store<K>) -> Result<(), Error> {
         match desired {
             Some(desired) => self.apply_cached(desired, store).await,
-            None => match store.get(&ObjectRef::new(name).within(self.namespace)) {
+            None => match store.get(&ObjectRef::new(name).within(&self.valid.namespace)) {
                 Some(there) => self.delete::<K>(name, there.uid(), None).await,
                 None => Ok(()),
             },
@@ -231,10 +310,43 @@ impl Applier<'_> {
                 Err(Error::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source: error })
             }
             _ => {
-                tracing::info!(kind = %K::kind(&()), name, namespace = self.namespace, "deleted");
+                tracing::info!(kind = %K::kind(&()), name, namespace = self.valid.namespace, "deleted");
                 Ok(())
             }
         }
+    }
+}
+
+/// Whether the Secret that the spec names is there, when pods may be about to read it: a pod that cannot would wait for it, and
+/// the next would be stopped. Not asked while nothing happens.
+///
+/// # Errors
+/// It is not there, or lacks the key.
+pub async fn named_secret(
+    context: &Context,
+    valid: &Valid,
+    resources: &Resources,
+    there: &There,
+    plan: &Plan,
+) -> Result<(), Error> {
+    let Some(reference) = &valid.spec.shared_secret.secret_ref else { return Ok(()) };
+    let body = |set: &StatefulSet| serde_json::to_value(set).unwrap_or_default();
+    let is_reshaped =
+        there.statefulset.as_ref().is_none_or(|set| difference(&body(&resources.statefulset), &body(set)).is_some());
+    if plan.step == Step::Settled && !is_reshaped {
+        return Ok(());
+    }
+    let name = reference.name.clone();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &valid.namespace);
+    let found = call(observe::named(&secrets, &name)).await;
+    let found = found.map_err(|source| Error::LookForSecret { name: name.clone(), source })?;
+    let key = &reference.key;
+    match found {
+        None => Err(Error::SecretMissing { name, lacks: "is not there".into() }),
+        Some(secret) if secret.data.as_ref().and_then(|data| data.get(key)).is_none_or(|value| value.0.is_empty()) => {
+            Err(Error::SecretMissing { name, lacks: format!("has nothing under the key {key}") })
+        }
+        Some(_) => Ok(()),
     }
 }
 
@@ -243,7 +355,7 @@ impl Applier<'_> {
 /// # Errors
 /// The API server refuses.
 pub async fn secrets(context: &Context, valid: &Valid, secrets: &Secrets) -> Result<(), Error> {
-    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+    let applier = Applier { client: &context.client, valid };
     for secret in &secrets.all {
         applier.apply_cached(secret, &context.caches.secrets).await?;
     }
@@ -262,7 +374,7 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
     let Resources { config_map, service_account, headless, client, leader, pdb, network_policy, statefulset } =
         resources;
     let (caches, name) = (&context.caches, &valid.name);
-    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+    let applier = Applier { client: &context.client, valid };
     applier.apply_cached(service_account, &caches.service_accounts).await?;
     applier.apply_cached(config_map, &caches.config_maps).await?;
     for service in [headless, client, leader] {
@@ -284,7 +396,7 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
 /// # Errors
 /// The API server refuses.
 pub async fn volume_owners(context: &Context, valid: &Valid, there: &There) -> Result<(), Error> {
-    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+    let applier = Applier { client: &context.client, valid };
     for claim in there.claims.values() {
         let Some(owners) = statefulset::owners(valid, claim.owner_references()) else { continue };
         // With the version that was looked at: others may own it as well.
@@ -300,7 +412,7 @@ pub async fn volume_owners(context: &Context, valid: &Valid, there: &There) -> R
 /// The API server refuses.
 pub async fn leader_label(context: &Context, valid: &Valid, there: &There, leader: Option<u32>) -> Result<(), Error> {
     let Some(leader) = leader else { return Ok(()) };
-    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+    let applier = Applier { client: &context.client, valid };
     for (ordinal, pod) in &there.pods {
         let labelled = pod.labels().get(meta::ROLE_LABEL).is_some_and(|role| role == meta::LEADER);
         if labelled == (*ordinal == leader) {
@@ -316,15 +428,9 @@ pub async fn leader_label(context: &Context, valid: &Valid, there: &There, leade
 ///
 /// # Errors
 /// The API server or a broker refuses.
-pub async fn step(
-    context: &Context,
-    valid: &Valid,
-    there: &There,
-    plan: &Plan,
-    addresses: &BTreeMap<u32, Address>,
-    secrets: &Secrets,
-) -> Result<Done, Error> {
-    let applier = Applier { client: &context.client, namespace: &valid.namespace };
+pub(super) async fn step(context: &Context, valid: &Valid, look: &Look, secrets: &Secrets) -> Result<Done, Error> {
+    let Look { there, addresses, answers: _, seen, plan } = look;
+    let applier = Applier { client: &context.client, valid };
     let mut done = Done::default();
     match &plan.step {
         Step::Settled | Step::Wait(_) | Step::Stalled(_) => {}
@@ -335,7 +441,10 @@ pub async fn step(
             }
         }
         Step::SetMembers { generation, members } => {
-            let Some(address) = addresses.values().next() else { return Ok(done) };
+            // The node of another may not answer, although its pod is said to run.
+            let leader = seen.cluster.as_ref().map(|cluster| cluster.leader);
+            let answering = leader.into_iter().chain(seen.brokers.keys().copied());
+            let Some(address) = answering.filter_map(|ordinal| addresses.get(&ordinal)).next() else { return Ok(done) };
             let members = members.iter().map(|ordinal| member(valid, *ordinal)).collect();
             context.brokers.set_members(address, &secrets.admin, *generation, members).await?;
         }
@@ -395,9 +504,43 @@ mod tests {
         let differs = |observed| difference(&desired, &observed);
         assert_eq!(differs(json!({"a": 1, "b": 2, "list": [{"name": "x", "default": true}]})), None);
         assert_eq!(differs(json!({"a": 2, "list": [{"name": "x"}]})).as_deref(), Some("a"));
-        assert_eq!(differs(json!({"a": 1, "list": [{"name": "y"}]})).as_deref(), Some("list.0.name"));
-        assert_eq!(differs(json!({"a": 1, "list": [{"name": "x"}, {"name": "y"}]})).as_deref(), Some("list"));
+        assert_eq!(differs(json!({"a": 1, "list": [{"name": "y"}]})).as_deref(), Some("list.x"));
+        assert_eq!(differs(json!({"a": 1, "list": [{"name": "x"}, {"name": "y"}]})), None);
         assert_eq!(differs(json!({"a": 1})).as_deref(), Some("list"));
+    }
+
+    #[test]
+    fn entries_of_others_in_a_list_by_name_are_left_and_ours_are_found_wherever_they_are() {
+        let desired = json!({"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]});
+        let differs = |observed| difference(&desired, &json!({"env": observed}));
+        let (a, b, theirs) =
+            (json!({"name": "A", "value": "1"}), json!({"name": "B", "value": "2"}), json!({"name": "X"}));
+        assert_eq!(differs(json!([theirs, b, a])), None);
+        assert_eq!(differs(json!([b, theirs])).as_deref(), Some("env.A"));
+        assert_eq!(differs(json!([{"name": "A", "value": "3"}, b])).as_deref(), Some("env.A.value"));
+        // A list without names is said as a whole.
+        assert!(difference(&json!([{"key": "a"}]), &json!([{"key": "a"}, {"key": "b"}])).is_some());
+    }
+
+    #[test]
+    fn a_field_that_is_no_longer_said_shows_and_a_value_does_not() {
+        let body = json!({"metadata": {"name": "x"}, "spec": {"a": {"b": 1}, "list": [{"name": "c"}], "plain": ["d"]}});
+        let changed = |pointer: &str, value: Value| {
+            let mut other = body.clone();
+            *other.pointer_mut(pointer).unwrap() = value;
+            fields(&other) != fields(&body)
+        };
+        for (pointer, value) in [
+            ("/spec/a", json!({})),
+            ("/spec/a/b", json!(null)),
+            ("/spec/list", json!([])),
+            ("/spec/list/0/name", json!("other")),
+            ("/spec/plain", json!(["d", "e"])),
+            ("/metadata", json!({"name": "x", "ownerReferences": [{"uid": "u"}]})),
+        ] {
+            assert!(changed(pointer, value), "{pointer}");
+        }
+        assert!(!changed("/spec/a/b", json!(2)) && !changed("/metadata", json!({"name": "x", "resourceVersion": "7"})));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::{
     apply::Done,
     observe::{Answers, There},
     plan::{Plan, Seen, Step, Waiting, plan},
-    status::{News, Visit},
+    status::{Failure, News, Visit},
     validate::{Invalid, Valid, record, validate},
 };
 use crate::{
@@ -80,7 +80,8 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
     let now = Timestamp::now();
 
     // Client: the caches, and the brokers.
-    let there = observe::there(&context.caches, &valid);
+    let mut there = observe::there(&context.caches, &valid);
+    observe::missed_secrets(context, &valid, &mut there.secrets).await.map_err(Error::LookAgain)?;
     let wanted_secrets = secrets::build(&valid, &there.secrets, now)?;
     let mut look = look(context, there, &object, &valid, &wanted_secrets.admin).await;
     if look.plan.is_disruptive(&look.seen) && !valid.spec.suspend {
@@ -95,7 +96,7 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
 
     let (done, failure) = match &acted {
         Ok(done) => (done.clone(), None),
-        Err(error) => (Done::default(), Some(error.to_string())),
+        Err(error) => (Done::default(), Some(Failure::new(error))),
     };
     if done.reshaped {
         // Or the status would say of the new spec what is so of the old.
@@ -109,12 +110,12 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
         seen: &look.seen,
         plan: &look.plan,
         done: &done,
-        not_after: wanted_secrets.not_after,
+        not_after: secrets::not_after(&valid, &look.there.secrets),
         failure,
     };
     let status = status::compute(&visit, object.status.as_ref(), now);
     // Client.
-    write(&object, context, status).await?;
+    write(&object, context, status, done.founded.is_some()).await?;
     acted?;
     Ok(match look.plan.step {
         _ if valid.spec.suspend => CALM,
@@ -142,31 +143,32 @@ async fn look(context: &Context, there: There, object: &Databroker, valid: &Vali
 }
 
 async fn act(context: &Context, valid: &Valid, look: &Look, secrets: &Secrets) -> Result<Done, apply::Error> {
-    let Look { there, addresses, answers: _, seen, plan } = look;
+    let Look { there, addresses: _, answers: _, seen, plan } = look;
     // No client.
     let desired = resources::build(valid, plan.replicas);
     // Client.
+    apply::named_secret(context, valid, &desired, there, plan).await?;
     apply::secrets(context, valid, secrets).await?;
     let reshaped = apply::resources(context, valid, &desired, there).await?;
     apply::volume_owners(context, valid, there).await?;
     apply::leader_label(context, valid, there, seen.cluster.as_ref().map(|cluster| cluster.leader)).await?;
-    let done = apply::step(context, valid, there, plan, addresses, secrets).await?;
+    let done = apply::step(context, valid, look, secrets).await?;
     Ok(Done { reshaped, ..done })
 }
 
 async fn refuse(object: &Databroker, context: &Context, invalid: &Invalid) -> Result<Duration, Error> {
     let generation = object.metadata.generation.unwrap_or_default();
     let status = status::refused(generation, invalid, object.status.as_ref(), Timestamp::now());
-    write(object, context, status).await?;
+    write(object, context, status, false).await?;
     Ok(IDLE)
 }
 
-/// Writes the status, if it has changed, and tells what has.
-async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus) -> Result<(), Error> {
+/// Writes the status, if it has changed, and tells what has. `founded`: a cluster was founded just now.
+async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus, founded: bool) -> Result<(), Error> {
     if object.status.as_ref() == Some(&status) {
         return Ok(());
     }
-    let news = status::news(object.status.as_ref(), &status);
+    let news = status::news(object.status.as_ref(), &status, founded);
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let api: Api<Databroker> = Api::namespaced(context.client.clone(), &namespace);
     // The whole, with the version that it was computed from: a patch would leave what is no longer so, and a status that is

@@ -10,13 +10,14 @@ use databroker_proto::internal::{MemberStatus, StatusReply, member_status::Role}
 use futures::future::join_all;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
-    core::v1::{PersistentVolumeClaim, Pod},
+    core::v1::{PersistentVolumeClaim, Pod, Secret},
 };
 use kube::{
     Api, Resource, ResourceExt as _,
     api::ListParams,
     runtime::reflector::{ObjectRef, Store},
 };
+use serde::de::DeserializeOwned;
 
 use super::{
     plan::{Broker, Cluster, Member, Pod as SeenPod, Record, Retired, Seen, Volume},
@@ -27,7 +28,7 @@ use crate::{
     context::{Caches, CallError, Context, call},
     resources::{
         meta, pod,
-        secrets::{Admin, Found},
+        secrets::{self, Admin, Found},
     },
 };
 
@@ -87,6 +88,50 @@ pub async fn fresh(context: &Context, valid: &Valid, secrets: Found) -> Result<T
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let (pods, claims) = (call(pods.list(&own)).await?.items, call(claims.list(&own)).await?.items);
     Ok(There::of(valid, call(statefulsets.get_opt(&valid.name)).await?, pods, claims, secrets))
+}
+
+/// One object by its name, as the API server has it. By a list, which the operator may do anyway.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn named<K>(api: &Api<K>, name: &str) -> kube::Result<Option<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let found = api.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await?;
+    Ok(found.items.into_iter().next())
+}
+
+/// Whether an object is this `Databroker`'s: it says so, or is owned by it, whatever became of its labels.
+fn is_own<K: Resource>(object: &K, valid: &Valid) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
+    meta::belongs(object, &valid.namespace, &valid.name) || owners.clone().any(|owner| owner.uid == valid.uid)
+}
+
+/// Whether the operator may change an object. A shared secret it may in any case, for it leaves the secret as it is.
+pub fn may_be_applied<K: Resource<DynamicType = ()>>(object: &K, valid: &Valid) -> bool {
+    let is_shared_secret = K::kind(&()) == "Secret" && object.name_any() == meta::shared_secret(&valid.name);
+    is_own(object, valid) || is_shared_secret
+}
+
+/// Adds the Secrets that the caches do not have although they are there: somebody changed their labels, made the shared one
+/// beforehand, or the news of them is late. What is there is never made anew.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn missed_secrets(context: &Context, valid: &Valid, found: &mut Found) -> Result<(), CallError> {
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &valid.namespace);
+    for name in secrets::names(valid) {
+        if found.contains_key(&name) {
+            continue;
+        }
+        if let Some(secret) = call(named(&api, &name)).await?
+            && may_be_applied(&secret, valid)
+        {
+            found.insert(name, secret.data.unwrap_or_default());
+        }
+    }
+    Ok(())
 }
 
 /// Of a cache, what belongs to one `Databroker`.

@@ -12,7 +12,7 @@ use kube::ResourceExt as _;
 
 use self::conditions::{Verdict, conditions, date, verdict};
 use super::{
-    apply::Done,
+    apply::{self, Done},
     observe::{Answers, There, itself},
     plan::{Plan, Seen, Step, Waiting},
     validate::{Invalid, Valid},
@@ -41,8 +41,28 @@ pub struct Visit<'a> {
     pub done: &'a Done,
     /// When the first certificate ends.
     pub not_after: Option<Timestamp>,
-    /// What could not be done, in words.
-    pub failure: Option<String>,
+    /// What could not be done.
+    pub failure: Option<Failure>,
+}
+
+/// What could not be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// A word for programs.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+impl Failure {
+    /// What an error says.
+    pub fn new(error: &apply::Error) -> Self {
+        let reason = match error {
+            apply::Error::SecretMissing { .. } => Reason::SecretMissing,
+            _ => Reason::ApplyFailed,
+        };
+        Self { reason, message: error.to_string() }
+    }
 }
 
 /// The status after a visit.
@@ -192,6 +212,12 @@ fn members(visit: &Visit<'_>) -> Vec<Member> {
     ordinals.into_iter().map(member).collect()
 }
 
+/// Whether some pod is not of the revision that all are to have.
+fn is_of_several_revisions(status: &DatabrokerStatus) -> bool {
+    let is_old = |member: &Member| member.revision.is_some() && member.revision != status.update_revision;
+    status.update_revision.is_some() && status.members.iter().any(is_old)
+}
+
 /// Something that is told once, as an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
@@ -203,8 +229,8 @@ pub struct News {
     pub warning: bool,
 }
 
-/// What has changed from one status to the next.
-pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus) -> Vec<News> {
+/// What has changed from one status to the next. `founded`: a cluster was founded meanwhile.
+pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, founded: bool) -> Vec<News> {
     let empty = DatabrokerStatus::default();
     let old = old.unwrap_or(&empty);
     let tell = |reason, note: String, warning| News { reason, note, warning };
@@ -213,7 +239,12 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus) -> Vec<News>
         news.push(tell("Bootstrapped", format!("cluster {}", new.cluster_id.as_deref().unwrap_or_default()), false));
     }
     if new.bootstrapped && old.bootstrapped && old.cluster_id.is_some() && new.cluster_id != old.cluster_id {
-        news.push(tell("DataDiscarded", "all records were lost: a new cluster was founded".into(), true));
+        let cluster = new.cluster_id.as_deref().unwrap_or_default();
+        news.push(if founded {
+            tell("DataDiscarded", "all records were lost: a new cluster was founded".into(), true)
+        } else {
+            tell("ClusterAdopted", format!("the cluster is {cluster} now, which was recovered"), false)
+        });
     }
     if new.last_failover != old.last_failover
         && let Some(failover) = &new.last_failover
@@ -241,10 +272,12 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus) -> Vec<News>
         })
     };
     let revision = new.update_revision.as_deref().unwrap_or_default();
-    match (rolling(old), rolling(new)) {
-        (false, true) => news.push(tell("RollStarted", format!("pods are brought to {revision}"), false)),
-        (true, false) => news.push(tell("RollFinished", format!("pods are of {revision}"), false)),
-        _ => {}
+    if rolling(new) && !rolling(old) {
+        news.push(tell("RollStarted", format!("pods are brought to {revision}"), false));
+    }
+    // A roll that is paused, or comes to a stop, is not finished.
+    if is_of_several_revisions(old) && !is_of_several_revisions(new) {
+        news.push(tell("RollFinished", format!("all pods are of {revision}"), false));
     }
     news
 }

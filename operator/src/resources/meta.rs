@@ -24,6 +24,9 @@ pub const RETIRED_ANNOTATION: &str = "databroker.dev/retired";
 /// On a `Databroker`: the id that `databroker cluster recover` gave its cluster. A person sets it.
 pub const ADOPT_ANNOTATION: &str = "databroker.dev/adopt-cluster";
 
+/// On what the operator applies: which fields it said something of, so that one it no longer speaks of is given up.
+pub const FIELDS_ANNOTATION: &str = "databroker.dev/applied-fields";
+
 /// What a thing is, whose it is, and who made it:
 /// <https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/>.
 pub const NAME_LABEL: &str = "app.kubernetes.io/name";

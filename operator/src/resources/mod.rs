@@ -57,7 +57,7 @@ pub fn build(valid: &Valid, replicas: u32) -> Resources {
         headless: services::headless(valid),
         client: services::client(valid),
         leader: services::leader(valid),
-        pdb: pdb::build(valid),
+        pdb: pdb::build(valid, replicas),
         network_policy: network_policy::build(valid),
     }
 }

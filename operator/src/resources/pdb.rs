@@ -9,8 +9,9 @@ use super::meta;
 use crate::reconcile::validate::Valid;
 
 /// None for a single broker: it could never be evicted, and would hold up every drain.
-pub fn build(valid: &Valid) -> Option<PodDisruptionBudget> {
-    (valid.spec.pod_disruption_budget.enabled && valid.replicas > 1).then(|| PodDisruptionBudget {
+/// `replicas` is how many there are now: while some still vote that are to go, they are protected too.
+pub fn build(valid: &Valid, replicas: u32) -> Option<PodDisruptionBudget> {
+    (valid.spec.pod_disruption_budget.enabled && replicas > 1).then(|| PodDisruptionBudget {
         metadata: meta::owned(valid, valid.name.clone()),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),

@@ -32,8 +32,6 @@ pub struct Secrets {
     pub all: Vec<Secret>,
     /// The operator's own way to the brokers.
     pub admin: Admin,
-    /// When the first certificate ends.
-    pub not_after: Option<Timestamp>,
 }
 
 /// What the operator shows to brokers, and whom it trusts.
@@ -66,12 +64,10 @@ pub fn build(valid: &Valid, found: &Found, now: Timestamp) -> Result<Secrets, Er
 
     let peers = found.get(&meta::peers(&valid.name));
     let mut brokers = BTreeMap::from([("ca.crt".to_owned(), trusted.clone())]);
-    let mut leaves = vec![admin.certificate.clone()];
     // Each has its certificate before it starts.
     for ordinal in 0..PODS_MAX {
         let name = meta::pod(&valid.name, ordinal);
         let broker = authorities.issue(pair(peers, &name), &peer(valid, ordinal), now)?;
-        leaves.push(broker.certificate.clone());
         brokers.insert(format!("{name}.crt"), broker.certificate);
         brokers.insert(format!("{name}.key"), broker.key);
     }
@@ -82,12 +78,28 @@ pub fn build(valid: &Valid, found: &Found, now: Timestamp) -> Result<Secrets, Er
     all.push(secret(valid, meta::peers(&valid.name), brokers));
     if valid.has_tls() {
         let shown = authorities.issue(pair(found.get(&meta::tls(&valid.name)), "tls"), &server(valid), now)?;
-        leaves.push(shown.certificate.clone());
         let data = [("ca.crt", trusted.clone()), ("tls.crt", shown.certificate), ("tls.key", shown.key)];
         all.push(secret(valid, meta::tls(&valid.name), data.map(|(key, value)| (key.to_owned(), value)).into()));
     }
-    let not_after = leaves.iter().filter_map(|leaf| certificates::not_after(leaf)).min();
-    Ok(Secrets { all, admin: Admin { pair: admin, trusted }, not_after })
+    Ok(Secrets { all, admin: Admin { pair: admin, trusted } })
+}
+
+/// The names of all there should be.
+pub fn names(valid: &Valid) -> Vec<String> {
+    let name = &valid.name;
+    let shared = valid.spec.shared_secret.secret_ref.is_none().then(|| meta::shared_secret(name));
+    let tls = valid.has_tls().then(|| meta::tls(name));
+    shared.into_iter().chain([meta::authority(name), meta::peers(name)]).chain(tls).collect()
+}
+
+/// When the first of the certificates ends that brokers and operator use; `None` until all are there.
+pub fn not_after(valid: &Valid, found: &Found) -> Option<Timestamp> {
+    let of = |name: String, key: &str| certificates::not_after(&text(found.get(&name), key)?);
+    let brokers =
+        (0..PODS_MAX).map(|ordinal| of(meta::peers(&valid.name), &format!("{}.crt", meta::pod(&valid.name, ordinal))));
+    let tls = valid.has_tls().then(|| of(meta::tls(&valid.name), "tls.crt"));
+    let all = brokers.chain([of(meta::authority(&valid.name), "admin.crt")]).chain(tls);
+    all.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
 /// A broker, for its peers and for the operator.
@@ -174,6 +186,8 @@ fn shared_secret(valid: &Valid, found: &Found) -> Option<Secret> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -204,7 +218,17 @@ mod tests {
         assert!((0..7).all(|ordinal| found["main-peers"].contains_key(&format!("main-{ordinal}.key"))));
         let secret = &found["main-shared-secret"]["shared_secret"].0;
         assert_eq!(BASE64_STANDARD.decode(secret).unwrap().len(), 32);
-        assert_eq!(secrets.not_after, Some(Timestamp::from_second(1_800_000_000 + 90 * 86_400).unwrap()));
+        assert_eq!(found.keys().cloned().collect::<BTreeSet<_>>(), names(&valid(json!({}))).into_iter().collect());
+    }
+
+    #[test]
+    fn the_end_told_is_that_of_the_certificates_that_are_there() {
+        let valid = valid(json!({}));
+        let mut found = found(&build(&valid, &Found::new(), now()).unwrap());
+        let end = Timestamp::from_second(1_800_000_000 + 90 * 86_400).unwrap();
+        assert_eq!(not_after(&valid, &found), Some(end));
+        found.remove("main-tls");
+        assert_eq!(not_after(&valid, &found), None);
     }
 
     #[test]

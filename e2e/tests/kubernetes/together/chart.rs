@@ -70,7 +70,7 @@ async fn the_chart_renders_what_its_values_say() -> anyhow::Result<()> {
     ensure!(container["capabilities"]["drop"] == serde_json::json!(["ALL"]), "{pod}");
 
     // In one namespace there is nothing that holds in all.
-    let objects = render(&["--set", "watchNamespace=team,rbac.aggregate=false"]).await?;
+    let objects = render(&["--set", "watchNamespace=team"]).await?;
     ensure!(names(&objects).iter().all(|name| !name.starts_with("ClusterRole")), "{:?}", names(&objects));
     let role = objects.iter().find(|object| object["kind"] == "Role" && object["metadata"]["namespace"] == "team");
     ensure!(role.is_some_and(|role| role["rules"].to_string().contains("secrets")), "{role:?}");
@@ -93,7 +93,7 @@ async fn the_chart_renders_what_its_values_say() -> anyhow::Result<()> {
 async fn a_pod_monitor_is_made_only_where_the_cluster_knows_it() -> anyhow::Result<()> {
     let wanted = ["--set", "metrics.podMonitor.enabled=true,metrics.podMonitor.labels.release=prometheus"];
     ensure!(of_kind(&render(&wanted).await?, "PodMonitor").is_none(), "the cluster would refuse it");
-    let known = ["--api-versions", "monitoring.coreos.com/v1"];
+    let known = ["--api-versions", "monitoring.coreos.com/v1/PodMonitor"];
     ensure!(of_kind(&render(&known).await?, "PodMonitor").is_none(), "nobody asked for it");
     let objects = render(&[wanted, known].concat()).await?;
     let monitor = of_kind(&objects, "PodMonitor").context("a PodMonitor")?;

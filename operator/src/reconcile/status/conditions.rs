@@ -165,7 +165,7 @@ fn reconciling(visit: &Visit<'_>) -> Verdict {
         return verdict(false, Reason::Suspended, "spec.suspend is set");
     }
     if let Some(failure) = &visit.failure {
-        return verdict(true, Reason::ApplyFailed, failure.clone());
+        return verdict(true, failure.reason, failure.message.clone());
     }
     match &visit.plan.step {
         Step::Settled => verdict(false, Reason::AsExpected, "nothing is to be done"),

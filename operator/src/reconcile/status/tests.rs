@@ -153,7 +153,7 @@ fn what_a_broker_said_before_it_ended_is_repeated() {
 fn the_same_again_changes_nothing() {
     let first = told(&all("main-1", 4), &there(true), json!({}), None);
     assert_eq!(told(&all("main-1", 4), &there(true), json!({}), Some(&first)), first);
-    assert!(news(Some(&first), &first).is_empty());
+    assert!(news(Some(&first), &first, false).is_empty());
 }
 
 #[test]
@@ -181,8 +181,46 @@ fn another_leader_that_nobody_asked_for_is_a_failover() {
     let after = told(&all("main-2", 5), &there(true), json!({}), Some(&pending));
     let failover = after.last_failover.clone().unwrap();
     assert_eq!((failover.from.as_str(), failover.to.as_str()), ("main-1", "main-2"));
-    let reasons: Vec<_> = news(Some(&pending), &after).into_iter().map(|news| news.reason).collect();
-    assert_eq!(reasons, ["Failover"]);
+    assert_eq!(reasons(&pending, &after, false), ["Failover"]);
+}
+
+fn reasons(old: &DatabrokerStatus, new: &DatabrokerStatus, founded: bool) -> Vec<&'static str> {
+    news(Some(old), new, founded).into_iter().map(|news| news.reason).collect()
+}
+
+/// The status where so many pods are of the new revision, and the condition Reconciling has this reason.
+fn rolled(updated: usize, reason: Reason) -> DatabrokerStatus {
+    let mut status = told(&all("main-1", 4), &there(true), json!({}), None);
+    status.update_revision = Some("main-2".into());
+    status.members.iter_mut().take(updated).for_each(|member| member.revision = Some("main-2".into()));
+    let reconciling = ConditionType::Reconciling.to_string();
+    let own = status.conditions.iter_mut().find(|condition| condition.type_ == reconciling).unwrap();
+    own.reason = reason.to_string();
+    status
+}
+
+#[test]
+fn a_roll_is_finished_when_all_pods_are_new_and_not_when_it_stops() {
+    let before = told(&all("main-1", 4), &there(true), json!({}), None);
+    let steps = [
+        (before, rolled(0, Reason::RollingUpdate), vec!["RollStarted"]),
+        (rolled(1, Reason::RollingUpdate), rolled(1, Reason::UpdatePaused), vec![]),
+        (rolled(1, Reason::RollingUpdate), rolled(1, Reason::ApplyFailed), vec![]),
+        (rolled(2, Reason::RollingUpdate), rolled(3, Reason::RollingUpdate), vec!["RollFinished"]),
+        (rolled(2, Reason::ApplyFailed), rolled(3, Reason::AsExpected), vec!["RollFinished"]),
+        (rolled(3, Reason::RollingUpdate), rolled(3, Reason::AsExpected), vec![]),
+    ];
+    for (index, (old, new, expected)) in steps.iter().enumerate() {
+        assert_eq!(reasons(old, new, false), *expected, "step {index}");
+    }
+}
+
+#[test]
+fn a_cluster_that_was_recovered_is_not_told_as_lost() {
+    let old = told(&all("main-1", 4), &there(true), json!({}), None);
+    let new = DatabrokerStatus { cluster_id: Some("d".into()), ..old.clone() };
+    assert_eq!(reasons(&old, &new, false), ["ClusterAdopted"]);
+    assert_eq!(reasons(&old, &new, true), ["DataDiscarded"]);
 }
 
 #[test]
