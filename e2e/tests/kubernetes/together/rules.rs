@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{NAME, Scene, condition, scene, tools::kubectl, until};
+use crate::harness::{NAME, Scene, condition, message, scene, tools::kubectl, until};
 
 /// Specs that are refused when an object is made, and what is said.
 fn refused() -> Vec<(Value, &'static str)> {
@@ -20,6 +20,16 @@ fn refused() -> Vec<(Value, &'static str)> {
         (json!({"image": ""}), "spec.image"),
         (json!({"durability": "Perhaps"}), "Unsupported value"),
         (json!({"election": {"heartbeatInterval": "soon"}}), "heartbeatInterval"),
+        (
+            json!({"election": {"heartbeatInterval": "200ms"}}),
+            "electionTimeoutMin must be at least three times heartbeatInterval",
+        ),
+        (
+            json!({"election": {"electionTimeoutMin": "400ms", "electionTimeoutMax": "400ms"}}),
+            "electionTimeoutMax must be above electionTimeoutMin",
+        ),
+        (json!({"election": {"heartbeatInterval": "9ms"}}), "heartbeatInterval must be at least 10ms"),
+        (json!({"storage": {"size": "511Mi"}}), "storage.size must be at least 512Mi"),
         (json!({"podLabels": {"app.kubernetes.io/name": "mine"}}), "are the operator's"),
         (json!({"podAnnotations": {"databroker.dev/config": "mine"}}), "are the operator's"),
         (json!({"terminationGracePeriodSeconds": 1}), "terminationGracePeriodSeconds"),
@@ -112,6 +122,23 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         let none = kubectl(&["get", "networkpolicies", "-n", &scene.namespace, "-o", "name"]).await?;
         ensure!(none.is_empty(), "{none}");
 
+        // What is no longer asked for is given up.
+        scene
+            .change(json!({
+                "podLabels": null, "podAnnotations": null, "resources": null, "nodeSelector": null, "tolerations": null,
+                "priorityClassName": null, "imagePullPolicy": null, "service": {"annotations": null},
+            }))
+            .await?;
+        until("they are gone from the StatefulSet", Duration::from_secs(60), async || {
+            let template = serde_json::to_string(&sets.get(NAME).await?.spec.context("spec")?.template)?;
+            let old = ["access", "by hand", "50m", "e2e", "system-cluster-critical", "kubernetes.io/os"];
+            Ok(old.iter().all(|word| !template.contains(word)).then_some(()))
+        })
+        .await?;
+        let service = kubectl(&["get", "service", NAME, "-n", &scene.namespace, "-o", "yaml"]).await?;
+        ensure!(!service.contains("by hand"), "{service}");
+        scene.ready(Duration::from_secs(120)).await?;
+
         // Its certificate goes, and comes again.
         scene.change(json!({"tls": {"mode": "Disabled"}})).await?;
         scene.ready(Duration::from_secs(120)).await?;
@@ -120,14 +147,16 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         scene.change(json!({"tls": {"mode": "SelfManaged"}})).await?;
         scene.ready(Duration::from_secs(120)).await?;
 
-        // What cannot be is reported.
+        // What cannot be is reported, and stops no pod.
+        let running = scene.uids().await?;
         scene.change(json!({"sharedSecret": {"secretRef": {"name": "missing", "key": "key"}}})).await?;
         let object = scene
             .until("the missing Secret is reported", Duration::from_secs(60), |object| {
-                condition(object, "Ready").0 == "False"
+                condition(object, "Ready") == ("False".into(), "SecretMissing".into())
             })
             .await?;
-        println!("a missing Secret: {:?}", condition(&object, "Ready"));
+        println!("a missing Secret: {}", message(&object, "Ready"));
+        ensure!(scene.renewed(&running).await?.is_empty(), "a pod was stopped for a Secret that is not there");
         scene.change(json!({"sharedSecret": null})).await?;
         scene.ready(Duration::from_secs(120)).await?;
 
@@ -163,6 +192,47 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
             ensure!(id_of(&after).is_some() && id_of(&after) == id_of(&before), "after {taken_away:?}: {after:?}");
         }
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_belongs_to_something_else_is_left_alone_and_a_secret_made_before_is_used() -> anyhow::Result<()> {
+    scene("others", async |scene| {
+        let theirs = ["create", "service", "clusterip", NAME, "--tcp=80", "-n", &scene.namespace];
+        kubectl(&theirs).await?;
+        let value = "--from-literal=shared_secret=MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+        let name = format!("{NAME}-shared-secret");
+        kubectl(&["create", "secret", "generic", &name, value, "-n", &scene.namespace]).await?;
+        let text = async || {
+            let path = "jsonpath={.data.shared_secret}{.metadata.labels}";
+            kubectl(&["get", "secret", &name, "-n", &scene.namespace, "-o", path]).await
+        };
+        let before = text().await?;
+        scene.apply(json!({"replicas": 1, "storage": {"size": "512Mi"}})).await?;
+        let object = scene
+            .until("the Service of others is reported", Duration::from_secs(60), |object| {
+                message(object, "Ready").contains("belongs to something else")
+            })
+            .await?;
+        ensure!(condition(&object, "Ready").1 == "ApplyFailed", "{object:?}");
+        let service = kubectl(&["get", "service", NAME, "-n", &scene.namespace, "-o", "yaml"]).await?;
+        ensure!(!service.contains("databroker-operator") && service.contains("port: 80"), "{service}");
+
+        kubectl(&["delete", "service", NAME, "-n", &scene.namespace]).await?;
+        scene.ready(Duration::from_secs(120)).await?;
+        let after = text().await?;
+        let data = |text: &str| text.split('{').next().map(str::to_owned);
+        ensure!(data(&after) == data(&before) && data(&after).is_some_and(|data| !data.is_empty()), "it was changed");
+
+        // Whatever becomes of its labels.
+        kubectl(&["label", "secret", &name, "app.kubernetes.io/managed-by-", "-n", &scene.namespace]).await?;
+        until("it is labelled again", Duration::from_secs(60), async || {
+            Ok(text().await?.contains("managed-by").then_some(()))
+        })
+        .await?;
+        ensure!(data(&text().await?) == data(&before), "it was changed");
+        scene.ready(Duration::from_secs(60)).await.map(drop)
     })
     .await
 }
