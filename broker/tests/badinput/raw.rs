@@ -18,8 +18,8 @@ use tonic::{
 
 use super::support::{Broker, MESSAGE_BYTES_MAX, PATIENCE};
 
-/// How long a stream is read: long enough for its first frames, and then it is dropped.
-const STREAM_READ: Duration = Duration::from_millis(200);
+/// How long a stream is read that may stay open: long enough for its first frames, and then it is dropped.
+pub const STREAM_READ: Duration = Duration::from_millis(200);
 
 /// What came back. The fields are for the message of a failed test, too.
 #[allow(dead_code)]
@@ -56,16 +56,18 @@ impl Caller {
         Self { grpc, token: broker.token().0 }
     }
 
-    pub async fn call(&mut self, method: &'static str, message: Bytes) -> Answer {
-        self.call_with(method, message, Some(self.token.clone())).await
+    pub async fn call(&mut self, method: &'static str, message: Bytes, quiet_max: Duration) -> Answer {
+        self.call_with(method, message, Some(self.token.clone()), quiet_max).await
     }
 
-    /// Every method is called as if it answered with a stream: on the wire there is no difference.
+    /// Every method is called as if it answered with a stream: on the wire there is no difference. One that says nothing for
+    /// `quiet_max` counts as open.
     pub async fn call_with(
         &mut self,
         method: &'static str,
         message: Bytes,
         token: Option<MetadataValue<Ascii>>,
+        quiet_max: Duration,
     ) -> Answer {
         let mut request = Request::new(message);
         if let Some(token) = token {
@@ -84,7 +86,7 @@ impl Caller {
         };
         let mut frames = 0;
         loop {
-            match tokio::time::timeout(STREAM_READ, stream.message()).await {
+            match tokio::time::timeout(quiet_max, stream.message()).await {
                 Err(_) => return Answer::Open,
                 Ok(Ok(Some(_))) => frames += 1,
                 Ok(Ok(None)) => return Answer::Code(Code::Ok, frames),

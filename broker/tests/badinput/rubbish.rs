@@ -20,7 +20,10 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
 };
 
-use super::{raw::Answer, support::Broker};
+use super::{
+    raw::{Answer, STREAM_READ},
+    support::{Broker, PATIENCE},
+};
 
 pub const EMPTY: Bytes = Bytes::new();
 
@@ -82,6 +85,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// How long a stream may say nothing before it counts as open: a while where it must end.
+    pub fn quiet_max(&self) -> Duration {
+        if self.allowed.is_empty() { STREAM_READ } else { PATIENCE }
+    }
+
     /// What does not decode is INTERNAL in every gRPC implementation. CANCELLED makes a client stop for ever, UNKNOWN and
     /// a broken connection say nothing.
     pub fn allows(&self, answer: &Answer) -> bool {

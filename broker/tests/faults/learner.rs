@@ -59,7 +59,7 @@ fn misses(status: &serde_json::Value, name: &str) -> bool {
 /// Waits until a node votes and has applied all that `leader` had when this began; by the node's own words, from after
 /// that.
 async fn brought_up(cluster: &Cluster, node: usize, leader: usize) {
-    let target = applied(cluster, leader).expect("the leader answers");
+    let target = (0..10).find_map(|_| applied(cluster, leader)).expect("the leader answers");
     let deadline = Instant::now() + PATIENCE;
     while applied(cluster, node).is_none_or(|applied| applied < target) {
         assert!(Instant::now() < deadline, "it never catches up\n{}", cluster.logs());

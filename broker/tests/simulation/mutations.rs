@@ -22,8 +22,8 @@ use crate::{
 /// Seeds that a switch may take.
 const SEEDS_MAX: u64 = 2000;
 
-/// Time that a switch may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time that a switch may take: for a machine that has little of it, so that the seeds decide.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What provokes the consequences of a mutation more often than an ordinary world does.
 fn provoke(mutation: Mutation, climate: &mut Climate) {

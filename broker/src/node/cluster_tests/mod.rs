@@ -12,7 +12,7 @@ mod releases;
 mod strangers;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -33,16 +33,20 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Who runs, by address.
+/// Who runs, by address, and whose calls reach nobody.
 #[derive(Default)]
-struct Hub(Mutex<BTreeMap<String, Node>>);
+struct Hub(Mutex<BTreeMap<String, Node>>, Mutex<BTreeSet<String>>);
 
-struct Line(Arc<Hub>);
+struct Line {
+    hub: Arc<Hub>,
+    from: String,
+}
 
 impl Line {
     fn reach(&self, to: &Peer) -> Result<Node, CallError> {
         let unreachable = || CallError::Unreachable { peer: to.member.name.clone(), reason: "it is stopped".into() };
-        self.0.0.lock().get(&to.member.raft_address).cloned().ok_or_else(unreachable)
+        let node = self.hub.0.lock().get(&to.member.raft_address).cloned();
+        node.filter(|_| !self.hub.1.lock().contains(&self.from)).ok_or_else(unreachable)
     }
 }
 
@@ -132,7 +136,7 @@ impl Cluster {
             // Whoever is away for a hundred entries gets a store.
             retention: Retention { sync_entries: 20, keep_entries: 5, hold_bytes: 0, ..Retention::default() },
             store: store::Options { knows, ..store::Options::default() },
-            transport: Arc::new(Line(self.hub.clone())),
+            transport: Arc::new(Line { hub: self.hub.clone(), from: raft_address.clone() }),
             configured: ["a", "b", "c"].map(shaped).into(),
             member: Member { name: name.clone(), raft_address, grpc_address },
             ..Options::new(Storage::Folder(folder.join(name)))

@@ -49,7 +49,8 @@ async fn urgent_calls_do_not_wait_behind_a_store() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(!sent.is_finished(), "the transfer was over before the calls were");
-    assert!(slowest < Duration::from_secs(1), "an urgent call took {slowest:?}");
+    // Behind the store it would never be answered.
+    assert!(slowest < Duration::from_secs(5), "an urgent call took {slowest:?}");
     served.node.second_half.add_permits(1);
     sent.await.unwrap().unwrap();
     served.stop().await;
@@ -64,9 +65,9 @@ async fn a_transfer_that_stands_still_is_given_up_and_a_slow_sender_is_not() {
     assert!(matches!(given_up, Err(CallError::TimedOut { .. })), "{given_up:?}");
 
     let (give, chunks) = mpsc::channel(1);
-    let sent = tokio::spawn(b.send_snapshot(served.peer("a"), chunks, Duration::from_millis(500)));
+    let sent = tokio::spawn(b.send_snapshot(served.peer("a"), chunks, Duration::from_secs(2)));
     give.send(chunk()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     give.send(chunk()).await.unwrap();
     drop(give);
     sent.await.unwrap().unwrap();

@@ -69,6 +69,13 @@ pub(super) struct Hub {
     pub(super) patient: AtomicBool,
 }
 
+impl Hub {
+    /// One for tests that mean no election but the first.
+    pub(super) fn patient() -> Arc<Self> {
+        Arc::new(Self { patient: AtomicBool::new(true), ..Self::default() })
+    }
+}
+
 pub(super) struct Line {
     pub(super) hub: Arc<Hub>,
     pub(super) from: NodeId,
