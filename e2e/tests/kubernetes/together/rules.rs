@@ -131,7 +131,7 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
             .await?;
         until("they are gone from the StatefulSet", Duration::from_secs(60), async || {
             let template = serde_json::to_string(&sets.get(NAME).await?.spec.context("spec")?.template)?;
-            let old = ["access", "by hand", "50m", "e2e", "system-cluster-critical", "kubernetes.io/os"];
+            let old = ["\"team\"", "by hand", "50m", "\"key\":\"e2e\"", "system-cluster-critical", "kubernetes.io/os"];
             Ok(old.iter().all(|word| !template.contains(word)).then_some(()))
         })
         .await?;

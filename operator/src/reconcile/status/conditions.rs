@@ -63,13 +63,20 @@ fn ready(visit: &Visit<'_>, parts: &[&Verdict], reconciling: &Verdict, stalled: 
     let broken = Some(stalled).filter(|stalled| stalled.holds == Some(true));
     let missing = parts.iter().find(bad).copied();
     let moving = Some(reconciling).filter(|moving| moving.holds == Some(true) && moving.reason != Reason::UpdatePaused);
-    match broken.or(missing).or(moving) {
+    // What is missing may be missing because of it. Without a leader there is something worse.
+    let failed = moving.filter(|_| visit.failure.is_some() && !is_leaderless(visit));
+    match broken.or(failed).or(missing).or(moving) {
         Some(cause) => verdict(false, cause.reason, cause.message.clone()),
         None => {
             let voters = visit.seen.cluster.as_ref().map_or(0, |cluster| cluster.members.len());
             verdict(true, Reason::AsExpected, format!("{voters} members vote and are caught up"))
         }
     }
+}
+
+/// Whether a cluster that was founded has no leader.
+fn is_leaderless(visit: &Visit<'_>) -> bool {
+    visit.plan.record.bootstrapped && visit.seen.cluster.is_none()
 }
 
 fn available(visit: &Visit<'_>) -> Verdict {

@@ -216,6 +216,28 @@ fn a_roll_is_finished_when_all_pods_are_new_and_not_when_it_stops() {
 }
 
 #[test]
+fn what_cannot_be_done_is_the_first_thing_told_but_for_a_lost_majority() {
+    let (valid, there, answers) = (valid(json!({})), there(false), Answers::new());
+    let ready = |bootstrapped| {
+        let seen = seen(&there, &answers, Record { bootstrapped, cluster_id: None }, &valid);
+        let plan = plan(valid.wanted(), &seen);
+        let failure = Failure { reason: Reason::SecretMissing, message: "no Secret".into() };
+        let visit = Visit {
+            valid: &valid,
+            there: &there,
+            answers: &answers,
+            seen: &seen,
+            plan: &plan,
+            done: &Done::default(),
+            not_after: None,
+            failure: Some(failure),
+        };
+        condition(&compute(&visit, None, now()), ConditionType::Ready).1
+    };
+    assert_eq!((ready(false).as_str(), ready(true).as_str()), ("SecretMissing", "QuorumLost"));
+}
+
+#[test]
 fn a_cluster_that_was_recovered_is_not_told_as_lost() {
     let old = told(&all("main-1", 4), &there(true), json!({}), None);
     let new = DatabrokerStatus { cluster_id: Some("d".into()), ..old.clone() };
