@@ -270,8 +270,10 @@ pub enum Reason {
     InvalidSpec,
     /// A Secret that the spec names is missing, or has no such key.
     SecretMissing,
-    /// The API server refuses an object.
+    /// The API server or a broker refuses something, or an object is another's.
     ApplyFailed,
+    /// A certificate has ended.
+    Expired,
     /// Nothing is changed while the spec says so.
     Suspended,
     /// It is not known yet.

@@ -1,8 +1,8 @@
 //! Makes what was built and takes the step that was planned. The only place that changes anything but the status.
 //!
 //! Server-side apply with one field manager; an object that is as it should be is left alone, so that a settled cluster
-//! costs the API server nothing. Every change names the version, or the id, of what it was decided on: what has changed
-//! since is looked at again.
+//! costs the API server nothing. Every change of what is there names the version, or the id, of what it was decided on: what
+//! has changed since is looked at again.
 
 use std::fmt::Debug;
 
@@ -27,13 +27,18 @@ use super::{
     Look,
     observe::{self, There},
     plan::{Plan, Step},
+    status::Failure,
     validate::{Valid, record},
 };
 use crate::{
     api::Databroker,
     brokers,
     context::{CallError, Context, call},
-    resources::{Resources, meta, pod, secrets::Secrets, statefulset},
+    resources::{
+        Resources, meta, pod,
+        secrets::{Found, Secrets},
+        statefulset,
+    },
 };
 
 /// Why something could not be made or done.
@@ -100,6 +105,8 @@ pub struct Done {
     pub handed_over: bool,
     /// The StatefulSet was changed: what was seen of it is no longer so.
     pub reshaped: bool,
+    /// What was not done, because something is missing for it.
+    pub lacking: Option<Failure>,
 }
 
 /// Where `observed` first differs from what `desired` says, as a path; `None` where it has all of it. What is not said is
@@ -117,10 +124,10 @@ pub fn difference(desired: &Value, observed: &Value) -> Option<String> {
             };
             inner.map(|inner| within(key, inner))
         }),
-        (Value::Array(desired), Value::Array(observed)) if is_by_name(desired) => desired.iter().find_map(|item| {
-            let other = observed.iter().find(|other| other["name"] == item["name"]);
+        (Value::Array(desired), Value::Array(observed)) if is_by_key(desired) => desired.iter().find_map(|item| {
+            let other = observed.iter().find(|other| key(other) == key(item));
             let inner = other.map_or(Some(String::new()), |other| difference(item, other));
-            inner.map(|inner| within(item["name"].as_str().unwrap_or_default(), inner))
+            inner.map(|inner| within(&key(item).unwrap_or_default(), inner))
         }),
         (Value::Array(desired), Value::Array(observed)) if desired.len() == observed.len() => {
             let mut pairs = desired.iter().zip(observed).enumerate();
@@ -130,10 +137,16 @@ pub fn difference(desired: &Value, observed: &Value) -> Option<String> {
     }
 }
 
-/// Whether a list is one to which others may add: what has a name is merged by it
+/// What an entry of a list is merged by, in the lists that are applied here: others may add entries of other keys
 /// (<https://kubernetes.io/docs/reference/using-api/server-side-apply/#merge-strategy>).
-fn is_by_name(list: &[Value]) -> bool {
-    !list.is_empty() && list.iter().all(|item| item["name"].is_string())
+fn key(item: &Value) -> Option<String> {
+    let keys = [&["mountPath"][..], &["uid"], &["topologyKey", "whenUnsatisfiable"], &["name"]];
+    let of = |names: &&[&str]| names.iter().map(|name| item[*name].as_str()).collect::<Option<Vec<_>>>();
+    keys.iter().find_map(of).map(|values| values.join(","))
+}
+
+fn is_by_key(list: &[Value]) -> bool {
+    !list.is_empty() && list.iter().all(|item| key(item).is_some())
 }
 
 /// What is said at all, without what is said of it: two bodies that say something of the same fields have the same. In an
@@ -142,15 +155,11 @@ fn is_by_name(list: &[Value]) -> bool {
 fn fields(body: &Value) -> String {
     fn visit(value: &Value, path: &str, digest: &mut Sha256) {
         match value {
-            Value::Object(object) => object.iter().for_each(|(key, value)| {
-                let path = format!("{path}/{key}");
-                // Part of a precondition, and not of the object.
-                if path != "/metadata/resourceVersion" {
-                    visit(value, &path, digest);
-                }
-            }),
-            Value::Array(list) if is_by_name(list) => {
-                list.iter().for_each(|item| visit(item, &format!("{path}[{}]", item["name"]), digest));
+            Value::Object(object) => {
+                object.iter().for_each(|(key, value)| visit(value, &format!("{path}/{key}"), digest));
+            }
+            Value::Array(list) if is_by_key(list) => {
+                list.iter().for_each(|item| visit(item, &format!("{path}[{:?}]", key(item)), digest));
             }
             Value::Array(list) => {
                 list.iter().enumerate().for_each(|(index, item)| visit(item, &format!("{path}[{index}]"), digest));
@@ -241,7 +250,7 @@ impl Applier<'_> {
         Api::namespaced(self.client.clone(), &self.valid.namespace)
     }
 
-    /// Applies it, unless `there` is as it says; returns whether it was changed. One that is another's is left alone: what
+    /// Applies it, unless `there` is as it says; returns whether it was changed, by this or by somebody else. One that is another's is left alone: what
     /// the caches do not have may be there all the same.
     async fn apply<K: Object>(&self, desired: &K, there: Option<&K>) -> Result<bool, Error> {
         let (kind, name) = (K::kind(&()).into_owned(), desired.name_any());
@@ -265,7 +274,19 @@ impl Applier<'_> {
             },
         };
         let params = PatchParams::apply(meta::MANAGER).force();
-        call(self.api::<K>().patch(&name, &params, &Patch::Apply(body))).await.map_err(failed)?;
+        // Decided on what was seen: if that is old, the API server says so, and it is looked at again.
+        let version = there.and_then(K::resource_version);
+        if let Some(version) = &version {
+            body["metadata"]["resourceVersion"] = json!(version);
+        }
+        let applied = match call(self.api::<K>().patch(&name, &params, &Patch::Apply(body))).await {
+            Err(source) if source.is_outdated() => return Ok(true),
+            applied => applied.map_err(failed)?,
+        };
+        if applied.resource_version() == version {
+            // It says what it should in words that are not understood here.
+            return Ok(false);
+        }
         tracing::info!(kind, name, namespace = self.valid.namespace, because, "applied");
         Ok(true)
     }
@@ -354,9 +375,15 @@ pub async fn named_secret(
 ///
 /// # Errors
 /// The API server refuses.
-pub async fn secrets(context: &Context, valid: &Valid, secrets: &Secrets) -> Result<(), Error> {
+pub async fn secrets(context: &Context, valid: &Valid, secrets: &Secrets, found: &Found) -> Result<(), Error> {
     let applier = Applier { client: &context.client, valid };
     for secret in &secrets.all {
+        // What was found may have been changed while brokers were asked: the change is another visit's.
+        let name = secret.name_any();
+        let now = context.caches.secrets.get(&ObjectRef::new(&name).within(&valid.namespace));
+        if now.is_some_and(|now| found.get(&name).is_some_and(|found| now.data.as_ref() != Some(found))) {
+            continue;
+        }
         applier.apply_cached(secret, &context.caches.secrets).await?;
     }
     if !valid.has_tls() {
@@ -365,12 +392,18 @@ pub async fn secrets(context: &Context, valid: &Valid, secrets: &Secrets) -> Res
     Ok(())
 }
 
-/// Applies all other objects; the StatefulSet last, because its pods need the rest. Returns whether that was changed, by this
-/// or by somebody else.
+/// Applies all other objects; the StatefulSet last, because its pods need the rest, and only `with_pods`. Returns whether that
+/// was changed, by this or by somebody else.
 ///
 /// # Errors
 /// The API server refuses.
-pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, there: &There) -> Result<bool, Error> {
+pub async fn resources(
+    context: &Context,
+    valid: &Valid,
+    resources: &Resources,
+    there: &There,
+    with_pods: bool,
+) -> Result<bool, Error> {
     let Resources { config_map, service_account, headless, client, leader, pdb, network_policy, statefulset } =
         resources;
     let (caches, name) = (&context.caches, &valid.name);
@@ -382,13 +415,10 @@ pub async fn resources(context: &Context, valid: &Valid, resources: &Resources, 
     }
     applier.apply_optional(name, pdb.as_ref(), &caches.pdbs).await?;
     applier.apply_optional(name, network_policy.as_ref(), &caches.network_policies).await?;
-    let mut statefulset = statefulset.clone();
-    // Decided on what was seen: if that is old, the API server says so.
-    statefulset.metadata.resource_version = there.statefulset.as_ref().and_then(StatefulSet::resource_version);
-    match applier.apply(&statefulset, there.statefulset.as_ref()).await {
-        Err(Error::Apply { source, .. }) if source.is_conflict() => Ok(true),
-        applied => applied,
+    if !with_pods {
+        return Ok(false);
     }
+    applier.apply(statefulset, there.statefulset.as_ref()).await
 }
 
 /// Lets volumes go with the `Databroker`, or stay, as it says.
@@ -518,7 +548,13 @@ mod tests {
         assert_eq!(differs(json!([theirs, b, a])), None);
         assert_eq!(differs(json!([b, theirs])).as_deref(), Some("env.A"));
         assert_eq!(differs(json!([{"name": "A", "value": "3"}, b])).as_deref(), Some("env.A.value"));
-        // A list without names is said as a whole.
+        let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+        let more = json!([{"name": "data", "mountPath": "/other"}, {"name": "data", "mountPath": "/data"}]);
+        assert!(difference(&mounts, &more).is_none() && difference(&more, &mounts).is_some());
+        let zones = json!([{"topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 1}]);
+        let hosts = json!({"topologyKey": "host", "whenUnsatisfiable": "DoNotSchedule", "maxSkew": 1});
+        assert!(difference(&zones, &json!([hosts, zones[0]])).is_none());
+        // A list without keys is said as a whole.
         assert!(difference(&json!([{"key": "a"}]), &json!([{"key": "a"}, {"key": "b"}])).is_some());
     }
 
@@ -540,7 +576,7 @@ mod tests {
         ] {
             assert!(changed(pointer, value), "{pointer}");
         }
-        assert!(!changed("/spec/a/b", json!(2)) && !changed("/metadata", json!({"name": "x", "resourceVersion": "7"})));
+        assert!(!changed("/spec/a/b", json!(2)));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub enum Error {
     /// Something could not be made.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// What is there could not be read again, before something goes away.
+    /// What is there could not be read past the caches.
     #[error("cannot look again at what is there: {0}")]
     LookAgain(#[source] CallError),
     /// The status could not be written.
@@ -95,7 +95,7 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
         if valid.spec.suspend { Ok(Done::default()) } else { act(context, &valid, &look, &wanted_secrets).await };
 
     let (done, failure) = match &acted {
-        Ok(done) => (done.clone(), None),
+        Ok(done) => (done.clone(), done.lacking.clone()),
         Err(error) => (Done::default(), Some(Failure::new(error))),
     };
     if done.reshaped {
@@ -115,7 +115,7 @@ pub async fn reconcile(object: Arc<Databroker>, context: &Context) -> Result<Dur
     };
     let status = status::compute(&visit, object.status.as_ref(), now);
     // Client.
-    write(&object, context, status, done.founded.is_some()).await?;
+    write(&object, context, status).await?;
     acted?;
     Ok(match look.plan.step {
         _ if valid.spec.suspend => CALM,
@@ -147,28 +147,36 @@ async fn act(context: &Context, valid: &Valid, look: &Look, secrets: &Secrets) -
     // No client.
     let desired = resources::build(valid, plan.replicas);
     // Client.
-    apply::named_secret(context, valid, &desired, there, plan).await?;
-    apply::secrets(context, valid, secrets).await?;
-    let reshaped = apply::resources(context, valid, &desired, there).await?;
+    let lacking = match apply::named_secret(context, valid, &desired, there, plan).await {
+        Err(error @ apply::Error::SecretMissing { .. }) => Some(Failure::new(&error)),
+        asked => asked.map(|()| None)?,
+    };
+    apply::secrets(context, valid, secrets, &there.secrets).await?;
+    let reshaped = apply::resources(context, valid, &desired, there, lacking.is_none()).await?;
     apply::volume_owners(context, valid, there).await?;
     apply::leader_label(context, valid, there, seen.cluster.as_ref().map(|cluster| cluster.leader)).await?;
-    let done = apply::step(context, valid, look, secrets).await?;
-    Ok(Done { reshaped, ..done })
+    // No pod is stopped that could not start again.
+    let stops_a_pod = matches!(plan.step, Step::Handover { .. } | Step::RestartPod { .. });
+    let done = match &lacking {
+        Some(_) if stops_a_pod => Done::default(),
+        _ => apply::step(context, valid, look, secrets).await?,
+    };
+    Ok(Done { reshaped, lacking, ..done })
 }
 
 async fn refuse(object: &Databroker, context: &Context, invalid: &Invalid) -> Result<Duration, Error> {
     let generation = object.metadata.generation.unwrap_or_default();
     let status = status::refused(generation, invalid, object.status.as_ref(), Timestamp::now());
-    write(object, context, status, false).await?;
+    write(object, context, status).await?;
     Ok(IDLE)
 }
 
-/// Writes the status, if it has changed, and tells what has. `founded`: a cluster was founded just now.
-async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus, founded: bool) -> Result<(), Error> {
+/// Writes the status, if it has changed, and tells what has.
+async fn write(object: &Databroker, context: &Context, status: DatabrokerStatus) -> Result<(), Error> {
     if object.status.as_ref() == Some(&status) {
         return Ok(());
     }
-    let news = status::news(object.status.as_ref(), &status, founded);
+    let news = status::news(object.status.as_ref(), &status, object.spec.storage.ephemeral);
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let api: Api<Databroker> = Api::namespaced(context.client.clone(), &namespace);
     // The whole, with the version that it was computed from: a patch would leave what is no longer so, and a status that is

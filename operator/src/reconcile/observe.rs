@@ -102,13 +102,14 @@ where
     Ok(found.items.into_iter().next())
 }
 
-/// Whether an object is this `Databroker`'s: it says so, or is owned by it, whatever became of its labels.
+/// Whether an object is this `Databroker`'s: its labels say so, or it is owned by it, whatever became of its labels.
 fn is_own<K: Resource>(object: &K, valid: &Valid) -> bool {
     let owners = object.meta().owner_references.iter().flatten();
-    meta::belongs(object, &valid.namespace, &valid.name) || owners.clone().any(|owner| owner.uid == valid.uid)
+    meta::is_made_for(object, &valid.namespace, &valid.name) || owners.clone().any(|owner| owner.uid == valid.uid)
 }
 
-/// Whether the operator may change an object. A shared secret it may in any case, for it leaves the secret as it is.
+/// Whether the operator may change an object. A shared secret it may in any case: it keeps the value of one that was made
+/// before, and only then is it this `Databroker`'s.
 pub fn may_be_applied<K: Resource<DynamicType = ()>>(object: &K, valid: &Valid) -> bool {
     let is_shared_secret = K::kind(&()) == "Secret" && object.name_any() == meta::shared_secret(&valid.name);
     is_own(object, valid) || is_shared_secret

@@ -76,7 +76,7 @@ pub fn compute(visit: &Visit<'_>, old: Option<&DatabrokerStatus>, now: Timestamp
     let cluster_id = done.founded.clone().or_else(|| plan.record.cluster_id.clone()).or(old.cluster_id.clone());
     DatabrokerStatus {
         observed_generation: Some(valid.generation),
-        conditions: date(conditions(visit), &old.conditions, valid.generation, now),
+        conditions: date(conditions(visit, now), &old.conditions, valid.generation, now),
         replicas: i32::try_from(there.pods.len()).unwrap_or(i32::MAX),
         ready_replicas: set.and_then(|set| set.ready_replicas).unwrap_or_default(),
         updated_replicas: i32::try_from(updated.count()).unwrap_or(i32::MAX),
@@ -212,10 +212,10 @@ fn members(visit: &Visit<'_>) -> Vec<Member> {
     ordinals.into_iter().map(member).collect()
 }
 
-/// Whether some pod is not of the revision that all are to have.
-fn is_of_several_revisions(status: &DatabrokerStatus) -> bool {
-    let is_old = |member: &Member| member.revision.is_some() && member.revision != status.update_revision;
-    status.update_revision.is_some() && status.members.iter().any(is_old)
+/// Whether all pods are there, ready, and of the revision that all are to have.
+fn are_all_new(status: &DatabrokerStatus) -> bool {
+    let is_new = |member: &Member| member.ready && member.revision == status.update_revision;
+    status.update_revision.is_some() && status.members.iter().all(is_new)
 }
 
 /// Something that is told once, as an event.
@@ -229,8 +229,9 @@ pub struct News {
     pub warning: bool,
 }
 
-/// What has changed from one status to the next. `founded`: a cluster was founded meanwhile.
-pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, founded: bool) -> Vec<News> {
+/// What has changed from one status to the next. `ephemeral`: its records are in memory, and it is founded again if they are
+/// lost; any other's cluster changes only if one is adopted.
+pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, ephemeral: bool) -> Vec<News> {
     let empty = DatabrokerStatus::default();
     let old = old.unwrap_or(&empty);
     let tell = |reason, note: String, warning| News { reason, note, warning };
@@ -240,7 +241,7 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, founded: boo
     }
     if new.bootstrapped && old.bootstrapped && old.cluster_id.is_some() && new.cluster_id != old.cluster_id {
         let cluster = new.cluster_id.as_deref().unwrap_or_default();
-        news.push(if founded {
+        news.push(if ephemeral {
             tell("DataDiscarded", "all records were lost: a new cluster was founded".into(), true)
         } else {
             tell("ClusterAdopted", format!("the cluster is {cluster} now, which was recovered"), false)
@@ -265,18 +266,19 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, founded: boo
         news.extend(is.difference(&was).map(|name| tell("MemberAdded", format!("{name} votes"), false)));
         news.extend(was.difference(&is).map(|name| tell("MemberRemoved", format!("{name} votes no more"), false)));
     }
-    let rolling = |status: &DatabrokerStatus| {
-        status.conditions.iter().any(|condition| {
-            condition.type_ == ConditionType::Reconciling.to_string()
-                && condition.reason == Reason::RollingUpdate.to_string()
-        })
+    let moves = |status: &DatabrokerStatus, reason: Reason| {
+        let reconciling = ConditionType::Reconciling.to_string();
+        let mut own = status.conditions.iter().filter(|condition| condition.type_ == reconciling);
+        own.any(|condition| condition.reason == reason.to_string())
     };
+    let (was, is) = (moves(old, Reason::RollingUpdate), moves(new, Reason::RollingUpdate));
     let revision = new.update_revision.as_deref().unwrap_or_default();
-    if rolling(new) && !rolling(old) {
+    // One that could not go on for a moment was told before.
+    if is && !was && !moves(old, Reason::ApplyFailed) {
         news.push(tell("RollStarted", format!("pods are brought to {revision}"), false));
     }
-    // A roll that is paused, or comes to a stop, is not finished.
-    if is_of_several_revisions(old) && !is_of_several_revisions(new) {
+    // One that is paused, or comes to a stop, is not finished.
+    if was && !is && are_all_new(new) {
         news.push(tell("RollFinished", format!("all pods are of {revision}"), false));
     }
     news

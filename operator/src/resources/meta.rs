@@ -63,7 +63,14 @@ pub fn belongs<K: Resource>(object: &K, namespace: &str, name: &str) -> bool {
         && selector_labels(name).iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
-/// The same as a selector.
+/// Whether the operator made it for the `Databroker` of this name: others use the same words for what it is and whose.
+pub fn is_made_for<K: Resource>(object: &K, namespace: &str, name: &str) -> bool {
+    let labels = object.meta().labels.as_ref();
+    let manager = labels.and_then(|labels| labels.get(MANAGED_BY_LABEL));
+    belongs(object, namespace, name) && manager.is_some_and(|manager| manager == MANAGER)
+}
+
+/// What selects the pods, as a selector.
 pub fn selector(name: &str) -> LabelSelector {
     LabelSelector { match_labels: Some(selector_labels(name)), ..LabelSelector::default() }
 }

@@ -174,9 +174,12 @@ fn shared_secret(valid: &Valid, found: &Found) -> Option<Secret> {
         return None;
     }
     let name = meta::shared_secret(&valid.name);
-    let there = text(found.get(&name), pod::SHARED_SECRET_FILE).filter(|text| !text.is_empty());
-    let value = there.unwrap_or_else(|| BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
-    let mut secret = secret(valid, name.clone(), [(pod::SHARED_SECRET_FILE.to_owned(), value)].into());
+    let mut secret = secret(valid, name.clone(), BTreeMap::new());
+    // As it is: brokers also take bytes that are no text.
+    let there = found.get(&name).and_then(|data| data.get(pod::SHARED_SECRET_FILE));
+    let value = there.filter(|value| !value.0.is_empty()).cloned();
+    let value = value.unwrap_or_else(|| ByteString(BASE64_STANDARD.encode(rand::random::<[u8; 32]>()).into_bytes()));
+    secret.data = Some([(pod::SHARED_SECRET_FILE.to_owned(), value)].into());
     let retention = valid.spec.storage.retention_policy.unwrap_or_default().when_deleted;
     if retention == Retention::Retain && !valid.spec.storage.ephemeral {
         secret.metadata = meta::kept(valid, name);
@@ -219,6 +222,14 @@ mod tests {
         let secret = &found["main-shared-secret"]["shared_secret"].0;
         assert_eq!(BASE64_STANDARD.decode(secret).unwrap().len(), 32);
         assert_eq!(found.keys().cloned().collect::<BTreeSet<_>>(), names(&valid(json!({}))).into_iter().collect());
+    }
+
+    #[test]
+    fn a_shared_secret_made_before_is_kept_byte_by_byte() {
+        let bytes = ByteString(vec![0xff; 32]);
+        let data = [(pod::SHARED_SECRET_FILE.to_owned(), bytes.clone())].into();
+        let secrets = build(&valid(json!({})), &[("main-shared-secret".to_owned(), data)].into(), now()).unwrap();
+        assert_eq!(secrets.all[0].data.as_ref().unwrap()[pod::SHARED_SECRET_FILE], bytes);
     }
 
     #[test]

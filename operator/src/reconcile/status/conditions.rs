@@ -36,9 +36,9 @@ pub(super) fn verdict(holds: bool, reason: Reason, message: impl Into<String>) -
 }
 
 /// All of them, in their order.
-pub(super) fn conditions(visit: &Visit<'_>) -> Vec<(ConditionType, Verdict)> {
+pub(super) fn conditions(visit: &Visit<'_>, now: Timestamp) -> Vec<(ConditionType, Verdict)> {
     let (available, synced) = (available(visit), synced(visit));
-    let (storage, certificates) = (storage(visit), certificates(visit));
+    let (storage, certificates) = (storage(visit), certificates(visit, now));
     let (reconciling, stalled) = (reconciling(visit), stalled(visit));
     let ready = ready(visit, &[&available, &synced, &storage, &certificates], &reconciling, &stalled);
     let degraded = degraded(visit, &available, &synced);
@@ -159,8 +159,14 @@ fn storage(visit: &Visit<'_>) -> Verdict {
     verdict(true, Reason::AsExpected, "all volumes are bound, and have room")
 }
 
-fn certificates(visit: &Visit<'_>) -> Verdict {
+fn certificates(visit: &Visit<'_>, now: Timestamp) -> Verdict {
     match visit.not_after {
+        Some(at) if at <= now => verdict(false, Reason::Expired, format!("the first has ended at {at}")),
+        Some(at) if visit.valid.spec.suspend => verdict(
+            true,
+            Reason::AsExpected,
+            format!("the first ends at {at}, and none is renewed while spec.suspend is set"),
+        ),
         Some(at) => verdict(true, Reason::AsExpected, format!("the first ends at {at}, and is renewed before")),
         None => verdict(false, Reason::Creating, "they are being made"),
     }

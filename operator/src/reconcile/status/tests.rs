@@ -87,7 +87,7 @@ fn told(answers: &Answers, there: &There, spec: serde_json::Value, old: Option<&
         seen: &seen,
         plan: &plan,
         done: &done,
-        not_after: Some(now()),
+        not_after: Some(Timestamp::from_second(1_800_000_001).unwrap()),
         failure: None,
     };
     compute(&visit, old, now())
@@ -184,8 +184,8 @@ fn another_leader_that_nobody_asked_for_is_a_failover() {
     assert_eq!(reasons(&pending, &after, false), ["Failover"]);
 }
 
-fn reasons(old: &DatabrokerStatus, new: &DatabrokerStatus, founded: bool) -> Vec<&'static str> {
-    news(Some(old), new, founded).into_iter().map(|news| news.reason).collect()
+fn reasons(old: &DatabrokerStatus, new: &DatabrokerStatus, ephemeral: bool) -> Vec<&'static str> {
+    news(Some(old), new, ephemeral).into_iter().map(|news| news.reason).collect()
 }
 
 /// The status where so many pods are of the new revision, and the condition Reconciling has this reason.
@@ -202,16 +202,34 @@ fn rolled(updated: usize, reason: Reason) -> DatabrokerStatus {
 #[test]
 fn a_roll_is_finished_when_all_pods_are_new_and_not_when_it_stops() {
     let before = told(&all("main-1", 4), &there(true), json!({}), None);
+    let mut gone = rolled(3, Reason::ApplyFailed);
+    gone.members[2].revision = None;
     let steps = [
         (before, rolled(0, Reason::RollingUpdate), vec!["RollStarted"]),
         (rolled(1, Reason::RollingUpdate), rolled(1, Reason::UpdatePaused), vec![]),
         (rolled(1, Reason::RollingUpdate), rolled(1, Reason::ApplyFailed), vec![]),
-        (rolled(2, Reason::RollingUpdate), rolled(3, Reason::RollingUpdate), vec!["RollFinished"]),
-        (rolled(2, Reason::ApplyFailed), rolled(3, Reason::AsExpected), vec!["RollFinished"]),
-        (rolled(3, Reason::RollingUpdate), rolled(3, Reason::AsExpected), vec![]),
+        (rolled(1, Reason::ApplyFailed), rolled(1, Reason::RollingUpdate), vec![]),
+        (rolled(2, Reason::RollingUpdate), gone, vec![]),
+        (rolled(3, Reason::RollingUpdate), rolled(3, Reason::AsExpected), vec!["RollFinished"]),
+        (rolled(3, Reason::PodNotReady), rolled(3, Reason::AsExpected), vec![]),
     ];
     for (index, (old, new, expected)) in steps.iter().enumerate() {
         assert_eq!(reasons(old, new, false), *expected, "step {index}");
+    }
+}
+
+#[test]
+fn certificates_that_have_ended_are_not_ready() {
+    let (valid, there, answers) = (valid(json!({})), there(true), all("main-1", 4));
+    let record = Record { bootstrapped: true, cluster_id: Some("c".into()) };
+    let seen = seen(&there, &answers, record, &valid);
+    let (plan, done) = (plan(valid.wanted(), &seen), Done::default());
+    for (not_after, reason) in [(None, "Creating"), (Some(now()), "Expired")] {
+        let (valid, there, answers, seen, plan, done) = (&valid, &there, &answers, &seen, &plan, &done);
+        let visit = Visit { valid, there, answers, seen, plan, done, not_after, failure: None };
+        let status = compute(&visit, None, now());
+        assert_eq!(condition(&status, ConditionType::CertificatesReady), ("False".into(), reason.into()));
+        assert_eq!(condition(&status, ConditionType::Ready), ("False".into(), reason.into()));
     }
 }
 
