@@ -70,12 +70,7 @@ pub enum CallError {
 impl CallError {
     /// Whether what it is about is gone, or has changed since it was seen: another visit follows that change.
     pub fn is_outdated(&self) -> bool {
-        self.is_conflict() || matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_not_found())
-    }
-
-    /// Whether it has changed since it was seen.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_conflict())
+        matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found())
     }
 }
 

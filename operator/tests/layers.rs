@@ -30,7 +30,13 @@ const RULES: &[Rule] = &[
         why: "builders are functions of a validated object",
     },
     Rule {
-        within: &["reconcile/plan.rs", "reconcile/validate.rs", "reconcile/status.rs", "reconcile/status/"],
+        within: &[
+            "reconcile/plan.rs",
+            "reconcile/validate.rs",
+            "reconcile/difference.rs",
+            "reconcile/status.rs",
+            "reconcile/status/",
+        ],
         never: &[
             "crate::context",
             "crate::controller",

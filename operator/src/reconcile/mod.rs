@@ -9,6 +9,7 @@
 //! A crash between any two calls is repaired by the next run. Not here: when it runs (`controller`).
 
 pub mod apply;
+pub mod difference;
 pub mod observe;
 pub mod plan;
 pub mod status;

@@ -22,10 +22,10 @@ async fn without_a_majority_nobody_leads_neither_a_dead_leader_nor_one_that_is_a
         let leader = cluster.leader().unwrap().shared.member.name.clone();
         let stays = ["a", "b", "c"].into_iter().find(|name| (*name == leader) == the_leader_stays).unwrap();
         // Killed, as far as the others can tell: what steps down in good order would let another lead.
-        cluster.hub.0.lock().retain(|address, _| *address == format!("{stays}:1"));
+        cluster.hub.running.lock().retain(|address, _| *address == format!("{stays}:1"));
         let gone = || ["a", "b", "c"].into_iter().filter(|name| *name != stays);
         // Nor do they ask for its vote while the other is being stopped.
-        cluster.hub.1.lock().extend(gone().map(|name| format!("{name}:1")));
+        cluster.hub.silent.lock().extend(gone().map(|name| format!("{name}:1")));
         for name in gone() {
             cluster.stop(name).await;
         }

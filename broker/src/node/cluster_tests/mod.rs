@@ -33,9 +33,14 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Who runs, by address, and whose calls reach nobody.
+/// The network between them.
 #[derive(Default)]
-struct Hub(Mutex<BTreeMap<String, Node>>, Mutex<BTreeSet<String>>);
+struct Hub {
+    /// Who can be reached, by address.
+    running: Mutex<BTreeMap<String, Node>>,
+    /// Whose calls reach nobody.
+    silent: Mutex<BTreeSet<String>>,
+}
 
 struct Line {
     hub: Arc<Hub>,
@@ -45,8 +50,8 @@ struct Line {
 impl Line {
     fn reach(&self, to: &Peer) -> Result<Node, CallError> {
         let unreachable = || CallError::Unreachable { peer: to.member.name.clone(), reason: "it is stopped".into() };
-        let node = self.hub.0.lock().get(&to.member.raft_address).cloned();
-        node.filter(|_| !self.hub.1.lock().contains(&self.from)).ok_or_else(unreachable)
+        let node = self.hub.running.lock().get(&to.member.raft_address).cloned();
+        node.filter(|_| !self.hub.silent.lock().contains(&self.from)).ok_or_else(unreachable)
     }
 }
 
@@ -155,13 +160,13 @@ impl Cluster {
             }
         };
         let node = timeout(PATIENCE, open()).await.expect("the disk of a stopped node is free")?;
-        self.hub.0.lock().insert(format!("{name}:1"), node.clone());
+        self.hub.running.lock().insert(format!("{name}:1"), node.clone());
         self.running.insert(name, node.clone());
         Ok(node)
     }
 
     async fn stop(&mut self, name: &'static str) {
-        self.hub.0.lock().remove(&format!("{name}:1"));
+        self.hub.running.lock().remove(&format!("{name}:1"));
         self.running.remove(name).unwrap().shutdown().await;
     }
 

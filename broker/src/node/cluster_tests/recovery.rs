@@ -139,7 +139,7 @@ async fn what_the_log_holds_beyond_what_is_committed_is_kept() {
     let leader = ["a", "b", "c"].into_iter().find(leads).unwrap();
     let node = cluster.running[leader].clone();
     // Nobody is reached any more; the leader has not noticed yet.
-    cluster.hub.0.lock().clear();
+    cluster.hub.running.lock().clear();
     let last = node.status().last_log_index;
     let entry = command::entry(1, vec![Command { identity: None, kind: Some(put("tail")) }]);
     let submitted = node.shared.replica.submit(entry.encode_to_vec().into()).await.unwrap();

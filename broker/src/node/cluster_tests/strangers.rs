@@ -52,7 +52,7 @@ async fn a_node_of_another_cluster_is_waited_for_by_what_it_says_and_both_know()
         let alone = Options { configured: vec![shaped(name)], ..cluster.options(name, COMMAND_VERSION) };
         let node = Node::open(alone).await.unwrap();
         node.init(Some(format!("of-{name}"))).await.unwrap();
-        cluster.hub.0.lock().insert(format!("{name}:1"), node.clone());
+        cluster.hub.running.lock().insert(format!("{name}:1"), node.clone());
         cluster.running.insert(name, node);
     }
     let (a, b) = (cluster.running["a"].clone(), cluster.running["b"].clone());
