@@ -27,10 +27,28 @@ pub fn on_signal() -> io::Result<CancellationToken> {
     Ok(closing)
 }
 
-/// How much of the grace period requests get: the rest is for writing everything to the disk.
-pub fn drain_period(grace: Duration) -> Duration {
-    const RESERVE_MAX: Duration = Duration::from_secs(3);
-    grace - (grace / 3).min(RESERVE_MAX)
+/// What a stop has time for, one thing after the other: each ends so long after the signal at the latest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Periods {
+    /// Leadership is handed over.
+    pub hand_over: Duration,
+    /// Requests and streams end.
+    pub drain: Duration,
+    /// Peers hear the last answers.
+    pub farewell: Duration,
+    /// Everything is written to the disk: whoever sent the signal may kill then.
+    pub flush: Duration,
+}
+
+impl Periods {
+    /// Within a grace period.
+    pub fn of(grace: Duration) -> Self {
+        const RESERVE_MAX: Duration = Duration::from_secs(3);
+        const FAREWELL_MAX: Duration = Duration::from_secs(1);
+        let reserve = (grace / 3).min(RESERVE_MAX);
+        let drain = grace - reserve;
+        Self { hand_over: drain / 2, drain, farewell: drain + (reserve / 3).min(FAREWELL_MAX), flush: grace }
+    }
 }
 
 async fn next(signals: &mut (Signal, Signal)) {
@@ -45,9 +63,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_leave_time_for_the_disk() {
-        for (grace, drain) in [(0, 0), (300, 200), (6_000, 4_000), (10_000, 7_000), (600_000, 597_000)] {
-            assert_eq!(drain_period(Duration::from_millis(grace)), Duration::from_millis(drain));
+    fn each_part_of_a_stop_leaves_time_for_the_next() {
+        let millis = Duration::from_millis;
+        for (grace, hand_over, drain, farewell) in [
+            (0, 0, 0, 0),
+            (900, 300, 600, 700),
+            (9_000, 3_000, 6_000, 7_000),
+            (10_000, 3_500, 7_000, 8_000),
+            (600_000, 298_500, 597_000, 598_000),
+        ] {
+            let [hand_over, drain, farewell, flush] = [hand_over, drain, farewell, grace].map(millis);
+            assert_eq!(Periods::of(millis(grace)), Periods { hand_over, drain, farewell, flush });
         }
     }
 }

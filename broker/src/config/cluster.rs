@@ -33,6 +33,8 @@ pub struct Cluster {
     pub bootstrap: Bootstrap,
     /// When a leader is missed.
     pub timers: Timers,
+    /// Bytes of the log that stay for nodes that are behind.
+    pub log_bytes_kept: u64,
     /// How long a request waits for a leader.
     pub hold: Duration,
     /// How far clocks may differ before something is done about it.
@@ -120,6 +122,7 @@ pub(super) fn cluster(settings: &Settings) -> Result<Cluster, Error> {
         peer_files: peer_files(settings)?,
         bootstrap: bootstrap(settings, alone)?,
         timers: timers(settings)?,
+        log_bytes_kept: log_bytes_kept(settings)?,
         hold: required(settings, &keys::HOLD, values::duration)?,
         max_clock_skew: max_clock_skew(settings)?,
     })
@@ -238,6 +241,17 @@ fn max_clock_skew(settings: &Settings) -> Result<Duration, Error> {
         return conflict("`databroker_max_clock_skew` must be at least 1s: messages between nodes take time as well");
     }
     Ok(skew)
+}
+
+/// A place in the log is remembered for each mebibyte that is kept: this many are 16 MiB.
+const LOG_BYTES_KEPT_MAX: u64 = 1 << 40;
+
+fn log_bytes_kept(settings: &Settings) -> Result<u64, Error> {
+    let bytes = required(settings, &keys::RAFT_LOG_BYTES_KEPT, values::bytes)?;
+    if bytes > LOG_BYTES_KEPT_MAX {
+        return conflict("`databroker_raft_log_bytes_kept` must be at most 1024GiB");
+    }
+    Ok(bytes)
 }
 
 fn timers(settings: &Settings) -> Result<Timers, Error> {

@@ -92,6 +92,8 @@ keys! {
     RAFT_HEARTBEAT_INTERVAL: key("databroker_raft_heartbeat_interval", "How often a leader says that it is there.").defaults_to("100ms");
     RAFT_ELECTION_TIMEOUT_MIN: key("databroker_raft_election_timeout_min", "How long the others wait for it at least.").defaults_to("300ms");
     RAFT_ELECTION_TIMEOUT_MAX: key("databroker_raft_election_timeout_max", "How long the others wait for it at most.").defaults_to("400ms");
+    RAFT_LOG_BYTES_KEPT: key("databroker_raft_log_bytes_kept", "How much of the log stays on disk for nodes that are behind; one that is behind by more is sent the whole store.")
+        .defaults_to("32MiB");
     HOLD: key("hold", "How long a request waits while the cluster has no leader.").defaults_to("5s");
     MAX_CLOCK_SKEW: key("databroker_max_clock_skew", "How far the clocks of two nodes may differ, or a clock from the store's time, before people are told and a leader that is ahead hands over.")
         .defaults_to("5s");

@@ -116,6 +116,7 @@ fn half_a_cluster_is_an_error_that_says_what_to_do() {
         (&["a"], &["--databroker-raft-election-timeout-max=300ms"], "elect nobody"),
         (&["a"], &["--databroker-raft-heartbeat-interval=1ms"], "at least 10ms"),
         (&["a"], &["--databroker-max-clock-skew=500ms"], "at least 1s"),
+        (&["a"], &["--databroker-raft-log-bytes-kept=2048GiB"], "at most 1024GiB"),
     ] {
         let text = error(cluster_of(ids, more));
         assert!(text.contains(part), "{text}");
@@ -138,6 +139,9 @@ fn a_cluster_waits_to_be_founded_and_listens_for_peers() {
     assert_eq!(cluster.max_clock_skew, Duration::from_secs(5));
     let patient = cluster_of(&["a", "b", "c"], &["--databroker-max-clock-skew=1m"]).unwrap().cluster;
     assert_eq!(patient.max_clock_skew, Duration::from_secs(60));
+    assert_eq!((cluster.log_bytes_kept, patient.log_bytes_kept), (32 << 20, 32 << 20));
+    let keeps = cluster_of(&["a", "b", "c"], &["--databroker-raft-log-bytes-kept=1GiB"]).unwrap().cluster;
+    assert_eq!(keeps.log_bytes_kept, 1 << 30);
 
     let flags = [
         "--databroker-cluster-node-id=a",

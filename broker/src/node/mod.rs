@@ -208,6 +208,8 @@ pub struct Status {
     pub term: u64,
     /// The last index in the log.
     pub last_log_index: Option<u64>,
+    /// The last index that is written to it, as durably as it is to be.
+    pub written_index: Option<u64>,
     /// The last index known to be committed.
     pub committed_index: Option<u64>,
     /// The last index the store has applied.
@@ -346,6 +348,7 @@ impl<R: Runtime> Node<R> {
             leader: role.leads,
             term: role.term,
             last_log_index: picture.last_log_index,
+            written_index: picture.written_index,
             committed_index: picture.committed_index,
             applied_index: picture.applied_index,
             synced_index: picture.synced_index,

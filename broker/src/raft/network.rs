@@ -18,6 +18,7 @@ use openraft::{
     },
 };
 use parking_lot::{Mutex, RwLock};
+use prost::Message as _;
 
 use super::{
     Member, NodeId, TypeConfig, Vote, convert,
@@ -33,6 +34,15 @@ use crate::store::Reader;
 /// How long an append with entries may take: its receiver syncs them, and a slow disk must not make the leader send them
 /// again and again. Heartbeats, which carry none, keep openraft's much shorter time.
 const APPEND_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A network is at least this fast, in bytes per second: an append gets the time that its bytes take then, or one that is
+/// large would be given up, and sent again from its beginning, for ever.
+const BYTES_PER_SECOND_MIN: u64 = 2 << 20;
+
+/// How long an append of so many bytes may take.
+fn append_patience(bytes: usize) -> Duration {
+    APPEND_PATIENCE + Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND_MIN)
+}
 
 /// What every message of this node begins with.
 #[derive(Clone)]
@@ -164,8 +174,12 @@ impl<R: Runtime> RaftNetworkV2<TypeConfig<R>> for Way {
     ) -> Rpc<R, AppendEntriesResponse<TypeConfig<R>>> {
         let last = request.entries.last().map(|entry| entry.log_id);
         let sent = (request.prev_log_id, last.or(request.prev_log_id));
-        let patience = if last.is_some() { APPEND_PATIENCE.max(option.hard_ttl()) } else { option.hard_ttl() };
-        let append = peer_request::Kind::Append(rpc::append_message(&request));
+        let message = rpc::append_message(&request);
+        let patience = match last {
+            Some(_) => append_patience(message.encoded_len()).max(option.hard_ttl()),
+            None => option.hard_ttl(),
+        };
+        let append = peer_request::Kind::Append(message);
         match self.ask::<R>(RPCTypes::AppendEntries, append, patience).await? {
             peer_reply::Kind::Append(reply) => {
                 self.network.words.hear(self.to.node, reply.word_millis);
@@ -222,5 +236,16 @@ impl<R: Runtime> RaftNetworkV2<TypeConfig<R>> for Way {
             peer_reply::Kind::TransferLeader(_) => Ok(Ok(())),
             _ => Err(self.odd("it answered something else")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_append_may_take_as_long_as_its_bytes_need_on_a_slow_network() {
+        assert_eq!(append_patience(0), APPEND_PATIENCE);
+        assert_eq!(append_patience(64 << 20), APPEND_PATIENCE + Duration::from_secs(32));
     }
 }

@@ -162,6 +162,8 @@ pub struct Role {
 pub struct Picture {
     /// The last index in the log.
     pub last_log_index: Option<u64>,
+    /// The last index that is written to it, as durably as it is to be.
+    pub written_index: Option<u64>,
     /// The last index known to be committed.
     pub committed_index: Option<u64>,
     /// The last applied index.
@@ -348,6 +350,7 @@ impl<R: Runtime> Replica<R> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         Picture {
             last_log_index: metrics.last_log_index,
+            written_index: self.log.written_below().borrow().checked_sub(1),
             committed_index: metrics.local_committed.map(|id| id.index),
             applied_index: metrics.last_applied.map(|id| id.index),
             synced_index: metrics.snapshot.map(|id| id.index),

@@ -33,6 +33,16 @@ impl Default for Retention {
     }
 }
 
+impl Retention {
+    /// So many bytes of entries stay, and as many more entries than by default; the rest is as by default.
+    pub fn keeping(bytes: u64) -> Self {
+        let default = Self::default();
+        // In the same proportion: each entry costs more than its bytes.
+        let keep_entries = bytes.div_ceil(default.keep_bytes.div_ceil(default.keep_entries));
+        Self { keep_entries, keep_bytes: bytes, hold_bytes: default.hold_bytes.max(bytes), ..default }
+    }
+}
+
 /// Distance between two remembered places of the log, in bytes. With the bounds above some hundreds of them.
 const STEP_BYTES: u64 = 1 << 20;
 
@@ -123,6 +133,16 @@ mod tests {
         apply(&mut large, 20, 1 << 20);
         assert!((14..16).contains(&large.purge_upto(20, None).unwrap()));
         assert!(small.places.len() < 10 && large.places.len() < 10);
+    }
+
+    #[test]
+    fn more_bytes_keep_more_entries_and_the_default_is_the_default() {
+        let default = Retention::default();
+        assert_eq!(Retention::keeping(default.keep_bytes), default);
+        let eight = Retention::keeping(8 * default.hold_bytes);
+        assert_eq!(eight.hold_bytes, eight.keep_bytes);
+        assert!((63..65).contains(&(eight.keep_entries / default.keep_entries)), "{eight:?}");
+        assert_eq!(Retention::keeping(1).hold_bytes, default.hold_bytes);
     }
 
     #[test]

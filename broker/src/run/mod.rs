@@ -33,9 +33,6 @@ pub mod recovery;
 
 pub use peering::Error as PeeringError;
 
-/// How long peers may take to hear the last answers.
-const FAREWELL: Duration = Duration::from_secs(1);
-
 /// The file in the data folder that names the running server's URL, for the tools on the same machine.
 const ADDRESS_FILE: &str = "address";
 
@@ -101,20 +98,20 @@ pub async fn serve(config: Config) -> Result<(), Error> {
         reason = node.failed() => Some(if node.was_removed() { Error::Removed(reason) } else { Error::Failed(reason) }),
         () = asked.cancelled() => None,
     };
-    let end = tokio::time::Instant::now() + config.shutdown_grace_period;
+    let (now, periods) = (tokio::time::Instant::now(), shutdown::Periods::of(config.shutdown_grace_period));
     ending.leaving.cancel();
-    if failure.is_none() {
-        node.step_down().await;
+    if failure.is_none() && tokio::time::timeout_at(now + periods.hand_over, node.step_down()).await.is_err() {
+        tracing::warn!("leadership was not handed over in time: the others will elect");
     }
     ending.closing.cancel();
-    let drained = tokio::time::timeout(shutdown::drain_period(config.shutdown_grace_period), &mut serving).await;
+    let drained = tokio::time::timeout_at(now + periods.drain, &mut serving).await;
     serving.abort();
     // To the last the others are answered: a write that waits here may still go to whoever leads now.
     parting.cancel();
-    drop(tokio::time::timeout(FAREWELL, async { while peers.join_next().await.is_some() {} }).await);
+    drop(tokio::time::timeout_at(now + periods.farewell, async { while peers.join_next().await.is_some() {} }).await);
     peers.shutdown().await;
     // Whoever sent the signal may kill at the end of the period. What is not flushed by then is in the log.
-    if tokio::time::timeout_at(end, node.shutdown()).await.is_err() {
+    if tokio::time::timeout_at(now + periods.flush, node.shutdown()).await.is_err() {
         tracing::warn!("the store was not flushed within the grace period: the next start takes longer");
     }
     match (failure, drained) {
@@ -172,6 +169,7 @@ fn node_options(config: &Config, disk: Arc<DiskTimes>) -> node::Options {
         config::Bootstrap::Explicit => node::Bootstrap::Explicit,
     };
     options.timers = timers(config.cluster.timers);
+    options.retention = raft::Retention::keeping(config.cluster.log_bytes_kept);
     options.hold = config.cluster.hold;
     options.max_clock_skew = config.cluster.max_clock_skew;
     if let Some(discovery) = config.cluster.discovery.clone() {

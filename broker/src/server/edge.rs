@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 
 use super::{Ending, mode::request_mode, status::Error, streams::Streams};
 use crate::{
-    node::Node,
+    node::{self, Node},
     store::{
         self, Progress, Snapshot,
         command::{self, Answer, Kind, outcome},
@@ -73,7 +73,16 @@ impl Edge {
 
     /// The snapshot from which a read with this metadata is answered.
     pub(super) async fn snapshot(&self, metadata: &MetadataMap) -> Result<Arc<Snapshot>, Error> {
-        if reads_locally(metadata) { Ok(self.node.reader().snapshot()) } else { Ok(self.node.fence().await?) }
+        if reads_locally(metadata) { self.founded() } else { Ok(self.node.fence().await?) }
+    }
+
+    /// What this node has, however old. Where there is no store yet, that nothing is found would be untrue.
+    pub(super) fn founded(&self) -> Result<Arc<Snapshot>, Error> {
+        let snapshot = self.node.reader().snapshot();
+        if snapshot.progress().server_version == 0 {
+            return Err(node::Error::NotInitialized.into());
+        }
+        Ok(snapshot)
     }
 }
 

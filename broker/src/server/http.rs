@@ -57,27 +57,36 @@ pub(super) struct Pages {
     pub(super) watchdog: Arc<Mutex<Watchdog>>,
 }
 
-/// Notices that nothing is applied any more although the log has more.
+/// Notices that a thread moves no more although there is something for it to do: the one that writes the log, or the one
+/// that applies what is committed. What is not committed says nothing of this node: without a majority it waits for others.
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
-    /// The applied index when it was first seen to wait for more, and when that was.
-    waiting: Option<(Option<u64>, Instant)>,
+    writing: Pace,
+    applying: Pace,
 }
 
 impl Watchdog {
     /// Looks at the node, and says whether its threads are stuck.
     fn is_stuck(&mut self, status: &node::Status, now: Instant) -> bool {
-        if status.last_log_index <= status.applied_index {
-            self.waiting = None;
-            return false;
+        let writes = self.writing.rests(status.written_index, status.last_log_index, now);
+        let applies = self.applying.rests(status.applied_index, status.committed_index, now);
+        writes.max(applies) > STUCK_AFTER
+    }
+}
+
+/// How far a thread was when it was first seen to wait for more, and when that was.
+#[derive(Debug, Default)]
+struct Pace(Option<(Option<u64>, Instant)>);
+
+impl Pace {
+    /// For how long it has been there, with more before it.
+    fn rests(&mut self, done: Option<u64>, wanted: Option<u64>, now: Instant) -> Duration {
+        if wanted <= done {
+            self.0 = None;
+            return Duration::ZERO;
         }
-        match self.waiting {
-            Some((applied, since)) if applied == status.applied_index => now.duration_since(since) > STUCK_AFTER,
-            _ => {
-                self.waiting = Some((status.applied_index, now));
-                false
-            }
-        }
+        let (_, since) = *self.0.insert(self.0.filter(|(before, _)| *before == done).unwrap_or((done, now)));
+        now.duration_since(since)
     }
 }
 
@@ -177,8 +186,10 @@ mod tests {
 
     #[test]
     fn a_node_is_stuck_when_it_applies_nothing_for_too_long_although_there_is_more() {
-        let at = |last, applied| node::Status {
-            last_log_index: Some(last),
+        let at = |committed, applied| node::Status {
+            last_log_index: Some(committed),
+            written_index: Some(committed),
+            committed_index: Some(committed),
             applied_index: Some(applied),
             ..node::Status::default()
         };
@@ -190,5 +201,22 @@ mod tests {
         assert!(!watchdog.is_stuck(&at(9, 5), late));
         assert!(!watchdog.is_stuck(&at(9, 9), late));
         assert!(!watchdog.is_stuck(&at(10, 9), late + STUCK_AFTER * 2));
+    }
+
+    #[test]
+    fn a_node_without_a_majority_is_alive_and_one_whose_disk_hangs_is_not() {
+        let at = |last, written| node::Status {
+            last_log_index: Some(last),
+            written_index: Some(written),
+            committed_index: Some(4),
+            applied_index: Some(4),
+            ..node::Status::default()
+        };
+        let (start, late) = (Instant::now(), Instant::now() + STUCK_AFTER * 2);
+        // What is in the log and cannot be committed stays so for as long as the others are away.
+        let mut alone = Watchdog::default();
+        assert!(!alone.is_stuck(&at(5, 5), start) && !alone.is_stuck(&at(5, 5), late));
+        let mut hanging = Watchdog::default();
+        assert!(!hanging.is_stuck(&at(6, 5), start) && hanging.is_stuck(&at(6, 5), late));
     }
 }

@@ -99,7 +99,7 @@ impl Watcher {
     }
 
     async fn list(&self) -> Result<(u64, ServiceList), Error> {
-        let (snapshot, kinds) = (self.edge.node.reader().snapshot(), self.kinds.clone());
+        let (snapshot, kinds) = (self.edge.founded()?, self.kinds.clone());
         let generation = snapshot.progress().services_generation;
         let services = self.edge.chunks.read(move || snapshot.services(&kinds)).await?;
         Ok((generation, ServiceList { services }))

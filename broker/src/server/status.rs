@@ -15,7 +15,9 @@ use crate::{
     store::{
         self,
         command::{Reason, Rejected},
-        filter, wire,
+        filter,
+        keyspace::NAME_BYTES_MAX,
+        wire,
     },
 };
 
@@ -55,6 +57,8 @@ pub(super) enum Error {
     Closing,
     /// The client's deadline has passed.
     TooLate,
+    /// Sync, SyncLatest: no record can have a type of so many bytes.
+    TypeTooLong(usize),
     /// Registry: the request names more kinds than this.
     TooManyKinds(usize),
     /// As many streams as allowed are open.
@@ -115,9 +119,8 @@ impl From<Error> for Status {
             Error::BadRecord(index, error) => plain(Code::InvalidArgument, &format!("invalid record {index}: {error}")),
             Error::ServerVersion => plain(Code::Aborted, "invalid server version"),
             Error::RecordVersion => plain(Code::Aborted, "invalid record version"),
-            // As for any stream that fell behind: clients begin again from nothing.
-            Error::Stalled => plain(Code::Aborted, "the stream was not read for too long"),
-            // A stream goes on where it was: nobody begins again for it.
+            // Streams go on where they were, or begin again by themselves: ABORTED would make clients drop all they have.
+            Error::Stalled => plain(Code::Unavailable, "the stream was not read for too long"),
             Error::Unread => plain(Code::Unavailable, "the answer was not read for too long"),
             // CANCELLED would stop some clients for ever.
             Error::Closing => plain(Code::Unavailable, "the server is shutting down"),
@@ -125,6 +128,9 @@ impl From<Error> for Status {
                 Code::DeadlineExceeded,
                 "context deadline exceeded; if this was a write, it may still take effect",
             ),
+            Error::TypeTooLong(bytes) => {
+                plain(Code::InvalidArgument, &format!("the type has {bytes} bytes, more than {NAME_BYTES_MAX}"))
+            }
             Error::TooManyKinds(max) => {
                 plain(Code::InvalidArgument, &format!("a request may name {max} kinds of services at most"))
             }
@@ -188,7 +194,8 @@ fn unplaced(error: &node::Error) -> Status {
             with_reason(Code::FailedPrecondition, "CLUSTER_NOT_UPGRADED", &error.to_string())
         }
         node::Error::Full(full) => with_reason(Code::ResourceExhausted, "DISK_FULL", &full.to_string()),
-        node::Error::Overloaded | node::Error::Failed { .. } => Status::new(Code::Unavailable, error.to_string()),
+        node::Error::Overloaded => with_reason(Code::Unavailable, "NODE_OVERLOADED", &error.to_string()),
+        node::Error::Failed { .. } => with_reason(Code::Unavailable, "NODE_FAILED", &error.to_string()),
     }
 }
 
@@ -227,7 +234,9 @@ mod tests {
             (Error::Closing, Code::Unavailable, "the server is shutting down"),
             (Error::TooManyStreams, Code::ResourceExhausted, "too many streams are open"),
             (Error::Node(node::Error::ShuttingDown), Code::Unavailable, "the server is shutting down"),
-            (Error::Node(failed()), Code::Unavailable, "the node has failed: disk"),
+            (Error::Node(failed()), Code::Unavailable, "NODE_FAILED: the node has failed: disk"),
+            (Error::Stalled, Code::Unavailable, "the stream was not read for too long"),
+            (Error::TypeTooLong(9000), Code::InvalidArgument, "the type has 9000 bytes, more than 8192"),
             (Error::Node(node::Error::NoLeader), Code::Unavailable, "CLUSTER_HAS_NO_LEADER: cluster has no leader"),
             (Error::Node(node::Error::NotInitialized), Code::Unavailable, "NOT_INITIALIZED: not initialized"),
             (Error::Rejected(mask), Code::InvalidArgument, "no such field"),

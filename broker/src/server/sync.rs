@@ -27,7 +27,7 @@ use super::{
     status::Error,
     streams::Guard,
 };
-use crate::store::{Progress, Reader, Snapshot, snapshot::ScanCursor, tail::Changes};
+use crate::store::{Progress, Reader, Snapshot, keyspace::NAME_BYTES_MAX, snapshot::ScanCursor, tail::Changes};
 
 /// What SyncLatest reads at once: enough that switching to the reading thread does not count, little enough that dozens
 /// of streams need next to nothing.
@@ -42,7 +42,7 @@ pub(super) type Responses<T> = BoxStream<'static, Result<T, Status>>;
 /// When the position cannot be followed, too many streams are open, or the server is stopping; when the position is of
 /// another history than this node's, and no leader can be asked which of the two is old.
 pub(super) async fn sync(edge: &Edge, request: SyncRequest) -> Result<Responses<SyncResponse>, Error> {
-    let guard = open(edge)?;
+    let guard = open(edge, &request.r#type)?;
     let may_follow = |now: &Progress| check(now, request.server_version, request.record_version);
     match may_follow(&edge.node.reader().snapshot().progress()) {
         // Clients throw everything away when they hear that. It may be this node that is behind: its disk is being filled
@@ -74,7 +74,7 @@ pub(super) async fn sync_latest(
     metadata: &MetadataMap,
     request: SyncLatestRequest,
 ) -> Result<Responses<SyncLatestResponse>, Error> {
-    let guard = open(edge)?;
+    let guard = open(edge, &request.r#type)?;
     let snapshot = edge.snapshot(metadata).await?;
     let stage = Stage::Records(None);
     let snapshot = edge.streams.pin(snapshot);
@@ -82,7 +82,11 @@ pub(super) async fn sync_latest(
     Ok(responses(stream::try_unfold(scan, Scan::next)))
 }
 
-fn open(edge: &Edge) -> Result<Guard, Error> {
+/// The type stays for as long as the stream does: it is bounded as that of a record is.
+fn open(edge: &Edge, record_type: &str) -> Result<Guard, Error> {
+    if record_type.len() > NAME_BYTES_MAX {
+        return Err(Error::TypeTooLong(record_type.len()));
+    }
     if edge.leaving.is_cancelled() {
         return Err(Error::Closing);
     }

@@ -8,7 +8,7 @@ use databroker_proto::{
     EncodedRecord, Record,
     databroker::{
         AcquireLeaseRequest, GetOptionsRequest, Options, PatchRequest, PutRequest, QueryRequest, SetOptionsRequest,
-        SyncRequest,
+        SyncLatestRequest, SyncRequest,
     },
     registry::{RegisterRequest, Service},
 };
@@ -262,7 +262,20 @@ fn numbers(server_version: u64) -> Vec<Case> {
         services: vec![Service { kind, endpoint: endpoint.into() }; count],
         ..RegisterRequest::default()
     };
+    let long = || "t".repeat(1 << 20);
     vec![
+        of(
+            "a stream of a type of a megabyte",
+            SYNC,
+            &SyncRequest { r#type: long(), wait: Some(true), ..sync(server_version, 0) },
+            &[Code::InvalidArgument],
+        ),
+        of(
+            "all records of a type of a megabyte",
+            "/databroker.DataBrokerService/SyncLatest",
+            &SyncLatestRequest { r#type: long() },
+            &[Code::InvalidArgument],
+        ),
         of("a lease for ever", acquire, &lease(i64::MAX, i32::MAX), sane),
         of("a lease into the past", acquire, &lease(i64::MIN, i32::MIN), sane),
         of("a ttl for ever", set, &ttl(i64::MAX, i32::MAX), sane),

@@ -79,15 +79,16 @@ impl Cluster {
         for node in &cluster.nodes {
             cluster.proxies.push(Proxy::start(node.raft).await);
         }
-        cluster.found().await
+        cluster.found("").await
     }
 
     /// The same, with nothing between the peers: for figures that a proxy on the same processors would spoil.
-    pub async fn start_directly(nodes: usize) -> Self {
-        Self::prepare(nodes).found().await
+    /// `settings`: lines of the nodes' configuration.
+    pub async fn start_directly(nodes: usize, settings: &str) -> Self {
+        Self::prepare(nodes).found(settings).await
     }
 
-    async fn found(mut self) -> Self {
+    async fn found(mut self, settings: &str) -> Self {
         let nodes = self.nodes.len();
         let members: String = (0..nodes)
             .map(|node| {
@@ -97,7 +98,7 @@ impl Cluster {
                 )
             })
             .collect();
-        self.nodes.iter_mut().for_each(|node| node.configure(&members, &self.key));
+        self.nodes.iter_mut().for_each(|node| node.configure(&members, &self.key, settings));
         (0..nodes).for_each(|node| self.spawn(node));
         self.run_tool(0, &["cluster", "init"]);
         self.wait_for("all nodes vote", |status| {
@@ -297,12 +298,12 @@ impl Node {
         Self { name, folder, grpc, config, raft, health, child: None }
     }
 
-    fn configure(&mut self, members: &str, key: &SharedKey) {
+    fn configure(&mut self, members: &str, key: &SharedKey, settings: &str) {
         let text = format!(
             "grpc_address: 127.0.0.1:{}\nhealth_check_addr: 127.0.0.1:{}\nshared_secret: {}\n\
              databroker_storage_type: file\ndatabroker_storage_connection_string: file://{}\n\
              databroker_cluster_node_id: {}\ndatabroker_raft_bind_address: 127.0.0.1:{}\n\
-             databroker_cluster_nodes:\n{members}",
+             {settings}databroker_cluster_nodes:\n{members}",
             self.grpc,
             self.health,
             key.to_base64(),

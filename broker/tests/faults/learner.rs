@@ -22,8 +22,8 @@ use crate::{
 /// Records per request while the store is filled.
 const BATCH: usize = 500;
 
-/// Records that surely fit into the part of the log that is kept for followers.
-const LOGGED: usize = 80_000;
+/// Keeps a log for all that a node is behind by, and what the writers add.
+const KEPT: &str = "databroker_raft_log_bytes_kept: 2GiB\n";
 
 async fn fill(cluster: &Cluster, nodes: &[usize], records: Range<usize>) {
     let addresses = addresses(cluster);
@@ -89,7 +89,7 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     let records: usize = from_environment("FAULTS_RECORDS", 20_000);
     // Enough to see what it costs them, and not so much that it is the writers who are measured.
     let pressure = Pressure { writers: 8, streams: 1, pause: Duration::from_millis(10) };
-    let mut trial = Trial::of(Cluster::start_directly(3).await, pressure).await;
+    let mut trial = Trial::of(Cluster::start_directly(3, KEPT).await, pressure).await;
     fill(&trial.cluster, &[0, 1, 2], 0..records).await;
     trial.heal().await;
     // What it costs writers is held against what they have when nothing else is to be done.
@@ -119,13 +119,12 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     trial.heal().await;
     // Frozen and not killed: what is measured begins with the first entry.
     trial.cluster.freeze(node);
-    let behind = records.min(LOGGED);
-    fill(&trial.cluster, &others, 0..behind).await;
+    fill(&trial.cluster, &others, 0..records).await;
     let leader = trial.leader().await;
     let began = Instant::now();
     trial.cluster.thaw(node);
     brought_up(&trial.cluster, node, leader).await;
-    tell(&trial, "log", behind, began, quiet);
+    tell(&trial, "log", records, began, quiet);
     trial.judge("learner").await;
 }
 

@@ -54,7 +54,7 @@ fn assert_unknown_mode<T>(answer: Result<Response<T>, Status>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_refuses_what_is_the_leaders_and_unknown_modes_and_answers_local_reads_by_itself() {
-    let cluster = Cluster::start_directly(3).await;
+    let cluster = Cluster::start_directly(3, "").await;
     let leader = cluster.leader().unwrap();
     let (follower, third) = ((leader + 1) % 3, (leader + 2) % 3);
     let (mut client, mut at_leader) = (addresses(&cluster).client(follower), addresses(&cluster).client(leader));
