@@ -72,6 +72,11 @@ impl CallError {
     pub fn is_outdated(&self) -> bool {
         matches!(self, Self::Refused(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found())
     }
+
+    /// Whether the API server says that what was asked for cannot be.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Refused(kube::Error::Api(status)) if status.code == 422)
+    }
 }
 
 /// A call, within its time.

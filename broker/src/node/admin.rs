@@ -146,6 +146,7 @@ impl<R: Runtime> Node<R> {
         let snapshot = self.shared.reader.snapshot();
         let (cluster, progress, role) = (snapshot.cluster(), snapshot.progress(), self.role());
         let (retired, refusing) = (cluster.retired.iter(), self.shared.refusing.recent().into_iter());
+        let (write_gap_term, write_gap) = self.shared.write_gap.last().unwrap_or_default();
         StatusReply {
             cluster_id: cluster.id.clone(),
             answered_by: self.shared.member.name.clone(),
@@ -162,6 +163,8 @@ impl<R: Runtime> Node<R> {
             latest_record_version: progress.latest_record_version,
             next_step: self.shared.next_step.borrow().clone(),
             refusing: refusing.map(|(peer, reason)| RefusingPeer { peer, reason }).collect(),
+            write_gap_term,
+            write_gap_millis: u64::try_from(write_gap.as_millis()).unwrap_or(u64::MAX),
         }
     }
 

@@ -82,8 +82,10 @@ impl WriteGap {
         };
     }
 
-    fn last(&self) -> Option<Duration> {
-        self.0.lock().1
+    /// The term, and how long; `None`: none was held yet.
+    pub(super) fn last(&self) -> Option<(u64, Duration)> {
+        let (term, gap) = *self.0.lock();
+        gap.map(|gap| (term, gap))
     }
 }
 
@@ -114,7 +116,7 @@ impl<R: Runtime> Node<R> {
             shape_reached: role.leads.then(|| shared.next_step.borrow().is_empty()),
             requests,
             requests_held: if waits { requests } else { 0 },
-            write_gap: shared.write_gap.last(),
+            write_gap: shared.write_gap.last().map(|(_, gap)| gap),
         }
     }
 
@@ -140,9 +142,11 @@ mod tests {
         let gap = WriteGap::default();
         assert_eq!(gap.last(), None);
         let millis = Duration::from_millis;
-        for (term, held, expected) in [(3, 200, 200), (3, 900, 900), (3, 100, 900), (4, 50, 50), (3, 5000, 50)] {
+        for (term, held, expected) in
+            [(3, 200, (3, 200)), (3, 900, (3, 900)), (3, 100, (3, 900)), (4, 50, (4, 50)), (3, 5000, (4, 50))]
+        {
             gap.note(term, millis(held));
-            assert_eq!(gap.last(), Some(millis(expected)), "{held} ms in term {term}");
+            assert_eq!(gap.last(), Some((expected.0, millis(expected.1))), "{held} ms in term {term}");
         }
     }
 }

@@ -16,6 +16,7 @@
 mod harness;
 
 mod together {
+    mod certificates;
     mod chart;
     mod operations;
     mod peers;
@@ -28,6 +29,7 @@ mod drain;
 mod failover;
 mod idle;
 mod install;
+mod namespaced;
 mod roll;
 mod scale;
 mod upgrade;

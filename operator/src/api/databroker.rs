@@ -52,7 +52,9 @@ use super::status::DatabrokerStatus;
         priority = 1
     ),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 40")
-        .message("the name must be at most 40 lower-case letters, digits and dashes, and begin with a letter: it is part of the names of Services and pods")
+        .message("the name must be at most 40 lower-case letters, digits and dashes, and begin with a letter: it is part of the names of Services and pods"),
+    validation = Rule::new("!self.metadata.name.endsWith('-leader') && !self.metadata.name.endsWith('-headless')")
+        .message("the name must not end in -leader or -headless: Services of other Databrokers are called so")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DatabrokerSpec {

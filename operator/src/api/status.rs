@@ -160,9 +160,30 @@ pub struct Failover {
     pub from: String,
     /// Who leads since.
     pub to: String,
+    /// In which term.
+    #[serde(default)]
+    pub term: i64,
     /// When it was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
+    /// What is known of the one who led before.
+    #[serde(default)]
+    pub reason: FailoverReason,
+    /// The longest that a write was held meanwhile, as far as brokers that answer tell; absent: none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_gap_millis: Option<i64>,
+}
+
+/// Why another leads, by how the pod stood that led before when that was seen.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+pub enum FailoverReason {
+    /// Its node does not answer.
+    NodeUnreachable,
+    /// It is gone, or its broker does not run.
+    PodNotRunning,
+    /// It runs: it started again meanwhile, or was not heard by the others for a while.
+    #[default]
+    LeaderReplaced,
 }
 
 /// The certificates that the operator keeps.
@@ -232,6 +253,8 @@ impl fmt::Display for ConditionType {
 pub enum Reason {
     /// All is as asked.
     AsExpected,
+    /// All is as asked, and the operator would use a newer image if the object were made today.
+    UpdateAvailable,
     /// Pods, volumes or objects are being made.
     Creating,
     /// Brokers have not said how they stand.

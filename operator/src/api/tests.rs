@@ -39,6 +39,8 @@ fn wrong() -> Vec<(&'static str, Value)> {
     vec![
         ("0-is-no-letter", json!({})),
         ("a-name-of-forty-one-characters-0123456789", json!({})),
+        ("main-leader", json!({})),
+        ("main-headless", json!({})),
         spec(json!({"replicas": 2})),
         spec(json!({"replicas": 9})),
         spec(json!({"podLabels": {"app.kubernetes.io/name": "mine"}})),

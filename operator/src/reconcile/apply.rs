@@ -159,13 +159,22 @@ impl Applier<'_> {
                 Some(path) => format!("{path} was another"),
             },
         };
-        let params = PatchParams::apply(meta::MANAGER).force();
+        let (api, params) = (self.api::<K>(), PatchParams::apply(meta::MANAGER).force());
         // Decided on what was seen: if that is old, the API server says so, and it is looked at again.
         let version = there.and_then(K::resource_version);
         if let Some(version) = &version {
             body["metadata"]["resourceVersion"] = json!(version);
         }
-        let applied = match call(self.api::<K>().patch(&name, &params, &Patch::Apply(body))).await {
+        let applied = match call(api.patch(&name, &params, &Patch::Apply(&body))).await {
+            // A Service's ports are merged by number: one of ours to which somebody gave another number would stand beside
+            // ours, which have the same names. All are written anew.
+            Err(source) if source.is_invalid() && version.is_some() && body["spec"]["ports"].is_array() => {
+                let ports = json!({"metadata": {"resourceVersion": version}, "spec": {"ports": body["spec"]["ports"]}});
+                call(api.patch(&name, &PatchParams::default(), &Patch::Merge(ports))).await
+            }
+            applied => applied,
+        };
+        let applied = match applied {
             Err(source) if source.is_outdated() => return Ok(true),
             applied => applied.map_err(failed)?,
         };

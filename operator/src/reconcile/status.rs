@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     api::status::{
-        Certificates, ConditionType, DatabrokerStatus, Endpoints, Failover, Lag, Leader, Member, MemberRole, Quorum,
-        Reason,
+        Certificates, ConditionType, DatabrokerStatus, Endpoints, Failover, FailoverReason, Lag, Leader, Member,
+        MemberRole, Quorum, Reason,
     },
     resources::{meta, pod},
 };
@@ -85,7 +85,9 @@ pub fn compute(visit: &Visit<'_>, old: Option<&DatabrokerStatus>, now: Timestamp
         bootstrapped: old.bootstrapped || plan.record.bootstrapped || done.founded.is_some(),
         cluster_id,
         last_leader: leader.as_ref().map(|leader| leader.member.clone()).or_else(|| old.last_leader.clone()),
-        last_failover: failover(&old, leader.as_ref(), visit, now).or(old.last_failover),
+        last_failover: failover(&old, leader.as_ref(), visit, now)
+            .or(old.last_failover)
+            .map(|failover| measured(failover, visit.answers)),
         leader,
         quorum: quorum(visit),
         members: members(visit),
@@ -159,7 +161,27 @@ fn failover(old: &DatabrokerStatus, leader: Option<&Leader>, visit: &Visit<'_>, 
         || ordinal.is_some_and(|ordinal| ordinal >= visit.valid.replicas)
         || visit.done.handed_over
         || matches!(visit.plan.step, Step::RestartPod { .. } | Step::Wait(Waiting::Rolling));
-    (from != to.member && !asked).then(|| Failover { from, to: to.member.clone(), at: Some(Time(now)) })
+    let reason = match ordinal.and_then(|ordinal| visit.seen.pods.get(&ordinal)) {
+        Some(pod) if pod.unreachable => FailoverReason::NodeUnreachable,
+        Some(pod) if pod.running => FailoverReason::LeaderReplaced,
+        _ => FailoverReason::PodNotRunning,
+    };
+    (from != to.member && !asked).then(|| Failover {
+        from,
+        to: to.member.clone(),
+        term: to.term,
+        at: Some(Time(now)),
+        reason,
+        write_gap_millis: None,
+    })
+}
+
+/// With what brokers have noted of it since. A broker that holds writes tells after it has answered them, so it may be more
+/// at a later visit; one that started anew knows nothing, so it is never less.
+fn measured(failover: Failover, answers: &Answers) -> Failover {
+    let its_own = answers.values().filter(|answer| i64::try_from(answer.write_gap_term) == Ok(failover.term));
+    let gaps = its_own.map(|answer| i64::try_from(answer.write_gap_millis).unwrap_or(i64::MAX));
+    Failover { write_gap_millis: gaps.max().max(failover.write_gap_millis), ..failover }
 }
 
 fn quorum(visit: &Visit<'_>) -> Option<Quorum> {
@@ -247,7 +269,10 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, ephemeral: b
             tell("ClusterAdopted", format!("the cluster is {cluster} now, which was recovered"), false)
         });
     }
-    if new.last_failover != old.last_failover
+    // One is the same while its write gap becomes known.
+    let moment =
+        |status: &DatabrokerStatus| status.last_failover.as_ref().map(|failover| (failover.at.clone(), failover.term));
+    if moment(new) != moment(old)
         && let Some(failover) = &new.last_failover
     {
         news.push(tell("Failover", format!("{} leads in place of {}", failover.to, failover.from), true));
@@ -266,11 +291,11 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, ephemeral: b
         news.extend(is.difference(&was).map(|name| tell("MemberAdded", format!("{name} votes"), false)));
         news.extend(was.difference(&is).map(|name| tell("MemberRemoved", format!("{name} votes no more"), false)));
     }
-    let moves = |status: &DatabrokerStatus, reason: Reason| {
-        let reconciling = ConditionType::Reconciling.to_string();
-        let mut own = status.conditions.iter().filter(|condition| condition.type_ == reconciling);
+    let says = |status: &DatabrokerStatus, kind: ConditionType, reason: Reason| {
+        let mut own = status.conditions.iter().filter(|condition| condition.type_ == kind.to_string());
         own.any(|condition| condition.reason == reason.to_string())
     };
+    let moves = |status: &DatabrokerStatus, reason| says(status, ConditionType::Reconciling, reason);
     let (was, is) = (moves(old, Reason::RollingUpdate), moves(new, Reason::RollingUpdate));
     let revision = new.update_revision.as_deref().unwrap_or_default();
     // One that could not go on for a moment was told before.
@@ -280,6 +305,19 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, ephemeral: b
     // One that is paused, or comes to a stop, is not finished.
     if was && !is && are_all_new(new) {
         news.push(tell("RollFinished", format!("all pods are of {revision}"), false));
+    }
+    let ends = |status: &DatabrokerStatus| status.certificates.as_ref()?.not_after.as_ref().map(|at| at.0);
+    if let (Some(was), Some(is)) = (ends(old), ends(new))
+        && was < is
+    {
+        news.push(tell("SecretRotated", format!("certificates were renewed: the first ends at {is}"), false));
+    }
+    let newer = |status: &DatabrokerStatus| says(status, ConditionType::Ready, Reason::UpdateAvailable);
+    if newer(new) && !newer(old) {
+        let ready = ConditionType::Ready.to_string();
+        let message =
+            new.conditions.iter().find(|condition| condition.type_ == ready).map(|ready| ready.message.clone());
+        news.push(tell("UpdateAvailable", message.unwrap_or_default(), false));
     }
     news
 }

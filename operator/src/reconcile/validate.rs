@@ -38,6 +38,8 @@ pub struct Valid {
     pub image: String,
     /// The image that the status is to remember: set where the spec names none.
     pub remembered_image: Option<String>,
+    /// The image that it would have if it were made now, where that is another than the remembered one.
+    pub newer_image: Option<String>,
     /// The cluster that it is to be of, by a person's word.
     pub adopted: Option<String>,
     /// Where the operator runs.
@@ -77,6 +79,8 @@ pub fn validate(object: &Databroker, names: &Names) -> Result<Valid, Invalid> {
     }
     let remembered = object.status.as_ref().and_then(|status| status.image.clone());
     let remembered_image = spec.image.is_none().then(|| remembered.unwrap_or_else(|| names.default_image.clone()));
+    let newer_image = remembered_image.is_some().then(|| names.default_image.clone());
+    let newer_image = newer_image.filter(|newer| Some(newer) != remembered_image.as_ref());
     let image = spec.image.clone().or_else(|| remembered_image.clone()).unwrap_or_default();
     Ok(Valid {
         name: text(&metadata.name, "name")?,
@@ -86,6 +90,7 @@ pub fn validate(object: &Databroker, names: &Names) -> Result<Valid, Invalid> {
         replicas,
         image,
         remembered_image,
+        newer_image,
         adopted: object.annotations().get(meta::ADOPT_ANNOTATION).filter(|id| !id.is_empty()).cloned(),
         operator_namespace: names.namespace.clone(),
         spec,
@@ -169,10 +174,12 @@ pub(crate) mod tests {
         let mut old = object(json!({}));
         old.status = Some(crate::api::DatabrokerStatus { image: Some("broker:1".into()), ..Default::default() });
         let newer = Names { namespace: "n".into(), default_image: "broker:2".into() };
-        assert_eq!(validate(&old, &newer).unwrap().image, "broker:1");
+        let valid = validate(&old, &newer).unwrap();
+        assert_eq!((valid.image.as_str(), valid.newer_image.as_deref()), ("broker:1", Some("broker:2")));
+        assert_eq!(self::valid(json!({})).newer_image, None);
         old.spec.image = Some("broker:3".into());
         let valid = validate(&old, &newer).unwrap();
-        assert_eq!((valid.image.as_str(), valid.remembered_image), ("broker:3", None));
+        assert_eq!((valid.image.as_str(), valid.remembered_image, valid.newer_image), ("broker:3", None, None));
     }
 
     #[test]

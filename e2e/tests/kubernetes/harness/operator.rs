@@ -35,14 +35,14 @@ pub(crate) async fn ensure_installed(client: &Client) -> anyhow::Result<()> {
     .await
 }
 
-/// Installs or upgrades it.
+/// Installs or upgrades it, with brokers of the same tag.
 ///
 /// # Errors
 /// Helm says why.
 pub(crate) async fn install(tag: &str) -> anyhow::Result<()> {
     let chart = repository().join("charts/databroker-operator").to_string_lossy().into_owned();
     let image = format!("image.tag={tag}");
-    let broker = format!("broker.tag={}", super::tools::tag());
+    let broker = format!("broker.tag={tag}");
     let own = ["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--create-namespace", "--wait"];
     let set = ["--timeout", "2m", "--set", &image, "--set", &broker];
     run("helm", &[&own[..], &set].concat()).await.map(drop)

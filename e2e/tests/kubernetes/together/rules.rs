@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{NAME, Scene, condition, message, scene, tools::kubectl, until};
+use crate::harness::{NAME, Scene, condition, is_ready, message, scene, tools::kubectl, until};
 
 /// Specs that are refused when an object is made, and what is said.
 fn refused() -> Vec<(Value, &'static str)> {
@@ -60,10 +60,12 @@ async fn each_rule_is_refused_with_its_message() -> anyhow::Result<()> {
                 Err(error) => ensure!(error.to_string().contains(message), "{spec}: {error}"),
             }
         }
-        let unnamed = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
-            "metadata": {"name": "0-is-no-name"}, "spec": {}});
-        let error = create(scene, &unnamed).await.err().context("a name with a digit first is accepted")?;
-        ensure!(error.to_string().contains("begin with a letter"), "{error}");
+        for (name, message) in [("0-is-no-name", "begin with a letter"), ("main-leader", "must not end in -leader")] {
+            let misnamed = json!({"apiVersion": "databroker.dev/v1alpha1", "kind": "Databroker",
+                "metadata": {"name": name}, "spec": {}});
+            let error = create(scene, &misnamed).await.err().with_context(|| format!("{name} is accepted"))?;
+            ensure!(error.to_string().contains(message), "{name}: {error}");
+        }
 
         scene.apply(json!({"replicas": 1, "suspend": true, "storage": {"size": "1Gi"}})).await?;
         for (spec, message) in immutable() {
@@ -147,6 +149,22 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         scene.change(json!({"tls": {"mode": "SelfManaged"}})).await?;
         scene.ready(Duration::from_secs(120)).await?;
 
+        // Pods that are a person's to restart stay until they are.
+        let before = scene.uids().await?;
+        scene.change(json!({"updateStrategy": {"type": "OnDelete"}, "podAnnotations": {"note": "later"}})).await?;
+        let held = |object: &Databroker| is_ready(object) && condition(object, "Reconciling").1 == "UpdatePaused";
+        scene.until("the new revision waits", Duration::from_secs(60), held).await?;
+        ensure!(scene.uids().await? == before, "a pod was restarted");
+        scene.kill(&format!("{NAME}-0")).await?;
+        scene
+            .until("the pod is of the new revision", Duration::from_secs(120), |object| {
+                let updated = object.status.as_ref().is_some_and(|status| status.updated_replicas == 1);
+                is_ready(object) && updated && condition(object, "Reconciling").1 == "AsExpected"
+            })
+            .await?;
+        scene.change(json!({"updateStrategy": null, "podAnnotations": null})).await?;
+        scene.ready(Duration::from_secs(120)).await?;
+
         // What cannot be is reported, and stops no pod.
         let (running, shape) = (scene.uids().await?, sets.get(NAME).await?.metadata.generation);
         scene.change(json!({"sharedSecret": {"secretRef": {"name": "missing", "key": "key"}}})).await?;
@@ -167,6 +185,13 @@ async fn an_object_edited_by_hand_is_applied_or_reported_and_never_wedges_the_op
         until("the StatefulSet is put right", Duration::from_secs(60), async || {
             let template = sets.get(NAME).await?.spec.context("spec")?.template;
             Ok((template.spec.context("pod")?.termination_grace_period_seconds == Some(20)).then_some(()))
+        })
+        .await?;
+        let moved = json!({"spec": {"ports": [{"name": "grpc", "port": 6001, "targetPort": "grpc"}]}}).to_string();
+        kubectl(&["patch", "service", NAME, "--type=merge", "-p", &moved, "-n", &scene.namespace]).await?;
+        until("the Service is put right", Duration::from_secs(60), async || {
+            let services = kubectl(&["get", "service", NAME, "-n", &scene.namespace]).await?;
+            Ok((services.contains("6000/TCP") && !services.contains("6001")).then_some(()))
         })
         .await?;
         scene.ready(Duration::from_secs(120)).await?;

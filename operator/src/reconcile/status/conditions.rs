@@ -69,7 +69,16 @@ fn ready(visit: &Visit<'_>, parts: &[&Verdict], reconciling: &Verdict, stalled: 
         Some(cause) => verdict(false, cause.reason, cause.message.clone()),
         None => {
             let voters = visit.seen.cluster.as_ref().map_or(0, |cluster| cluster.members.len());
-            verdict(true, Reason::AsExpected, format!("{voters} members vote and are caught up"))
+            let well = format!("{voters} members vote and are caught up");
+            match &visit.valid.newer_image {
+                None => verdict(true, Reason::AsExpected, well),
+                Some(newer) => {
+                    let image = &visit.valid.image;
+                    let message =
+                        format!("{well}; they run {image}, and the operator has {newer}: set spec.image to take it");
+                    verdict(true, Reason::UpdateAvailable, message)
+                }
+            }
         }
     }
 }

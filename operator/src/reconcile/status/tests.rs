@@ -14,6 +14,10 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
+fn not_yet() -> Timestamp {
+    Timestamp::from_second(1_800_000_001).unwrap()
+}
+
 fn answer(name: &str, leader: &str, term: u64) -> StatusReply {
     let member = |ordinal: u32| {
         let name = format!("main-{ordinal}");
@@ -87,7 +91,7 @@ fn told(answers: &Answers, there: &There, spec: serde_json::Value, old: Option<&
         seen: &seen,
         plan: &plan,
         done: &done,
-        not_after: Some(Timestamp::from_second(1_800_000_001).unwrap()),
+        not_after: Some(not_yet()),
         failure: None,
     };
     compute(&visit, old, now())
@@ -182,6 +186,64 @@ fn another_leader_that_nobody_asked_for_is_a_failover() {
     let failover = after.last_failover.clone().unwrap();
     assert_eq!((failover.from.as_str(), failover.to.as_str()), ("main-1", "main-2"));
     assert_eq!(reasons(&pending, &after, false), ["Failover"]);
+}
+
+#[test]
+fn a_failover_says_how_long_writes_were_held_and_is_told_once() {
+    let mut answers = all("main-2", 5);
+    let first = told(&all("main-1", 4), &there(true), json!({}), None);
+    let after = told(&answers, &there(true), json!({}), Some(&first));
+    assert_eq!(after.last_failover.as_ref().unwrap().write_gap_millis, None);
+    // One of another term, and of this one.
+    for (at, term, millis) in [(0, 4, 9000), (1, 5, 700), (2, 5, 650)] {
+        let answer = answers.get_mut(&at).unwrap();
+        (answer.write_gap_term, answer.write_gap_millis) = (term, millis);
+    }
+    let measured = told(&answers, &there(true), json!({}), Some(&after));
+    assert_eq!(measured.last_failover.as_ref().unwrap().write_gap_millis, Some(700));
+    assert_eq!(reasons(&after, &measured, false), [""; 0]);
+    // Brokers that started again know of none.
+    let later = told(&all("main-2", 5), &there(true), json!({}), Some(&measured));
+    assert_eq!(later.last_failover, measured.last_failover);
+}
+
+#[test]
+fn a_failover_says_how_the_pod_stands_that_led() {
+    let first = told(&all("main-1", 4), &there(true), json!({}), None);
+    let reason = |there: &There| told(&all("main-2", 5), there, json!({}), Some(&first)).last_failover.unwrap().reason;
+    assert_eq!(reason(&there(true)), FailoverReason::LeaderReplaced);
+    let mut gone = there(true);
+    gone.pods.remove(&1);
+    assert_eq!(reason(&gone), FailoverReason::PodNotRunning);
+    let mut dark = there(true);
+    dark.pods.get_mut(&1).unwrap().status.as_mut().unwrap().reason = Some("NodeLost".into());
+    assert_eq!(reason(&dark), FailoverReason::NodeUnreachable);
+}
+
+#[test]
+fn a_newer_image_is_told_and_the_cluster_is_ready_all_the_same() {
+    let (mut valid, there, answers) = (valid(json!({})), there(true), all("main-1", 4));
+    let old = told(&answers, &there, json!({}), None);
+    valid.newer_image = Some("broker:2".into());
+    let record = Record { bootstrapped: true, cluster_id: Some("c".into()) };
+    let seen = seen(&there, &answers, record, &valid);
+    let (plan, done) = (plan(valid.wanted(), &seen), Done::default());
+    let (valid, there, answers, seen, plan, done) = (&valid, &there, &answers, &seen, &plan, &done);
+    let visit = Visit { valid, there, answers, seen, plan, done, not_after: Some(not_yet()), failure: None };
+    let new = compute(&visit, Some(&old), now());
+    assert_eq!(condition(&new, ConditionType::Ready), ("True".into(), "UpdateAvailable".into()));
+    assert_eq!(reasons(&old, &new, false), ["UpdateAvailable"]);
+    assert_eq!(reasons(&new, &new, false), [""; 0]);
+}
+
+#[test]
+fn renewed_certificates_are_told() {
+    let old = told(&all("main-1", 4), &there(true), json!({}), None);
+    let mut new = old.clone();
+    let later = not_yet() + jiff::SignedDuration::from_hours(24);
+    new.certificates = Some(Certificates { not_after: Some(Time(later)) });
+    assert_eq!(reasons(&old, &new, false), ["SecretRotated"]);
+    assert_eq!(reasons(&new, &old, false), [""; 0]);
 }
 
 fn reasons(old: &DatabrokerStatus, new: &DatabrokerStatus, ephemeral: bool) -> Vec<&'static str> {
