@@ -27,14 +27,7 @@ use super::{
 /// How often an export begins anew when the store changes under it in a way that a file cannot show.
 const ATTEMPTS: usize = 3;
 
-/// Write all records and options into a file, one JSON object a line, in the order of type and id: two exports of the
-/// same store are equal byte for byte. Works against any server of the interface.
-///
-/// A record's data is kept byte for byte, whatever its type. Not in the file: tombstones, leases, the service registry,
-/// and each record's version and time of change, which a server gives anew on import.
-///
-/// While it is written, the file has `.partial` after its name. The records are those of one moment as far as the
-/// server's SyncLatest gives that; the header says up to which record version they are complete.
+/// Write all records and options into a file.
 #[derive(Debug, clap::Args)]
 pub struct Export {
     /// Where to: a file (readable by its owner only, replaced when complete), or `-` for standard output
@@ -43,7 +36,8 @@ pub struct Export {
     /// Put each record's readable form beside its bytes (not read on import)
     #[arg(long)]
     pub decoded: bool,
-    /// Go on with an interrupted export of this file, if the server still has exactly what is in it
+    /// Compare what an interrupted export left of this file with what the server sends, and go on after it if nothing was
+    /// written meanwhile; else begin anew
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]

@@ -43,13 +43,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often the place reached is written down.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Put all records and options of an export into a server, options first. Records of the same type and id are replaced;
-/// others that the server has stay. Works against any server of the interface.
-///
-/// The file is read and proved whole before anything is sent. Records carry new versions and times of change after the
-/// import, given by the server; those of a type with a capacity are evicted beyond it.
-///
-/// An import may be interrupted and run again: FILE.progress remembers what the server acknowledged, until all is done.
+/// Put all records and options of an export into a server.
 #[derive(Debug, clap::Args)]
 pub struct Import {
     /// The file
@@ -74,6 +68,7 @@ impl Import {
         let before = connection.call(connection.records().server_info(())).await?;
         let took = self.send(&connection, &inventory, before.server_version).await?;
         let after = connection.call(connection.records().server_info(())).await?;
+        same_store(before.server_version, after.server_version)?;
         self.report(output, &inventory, &after, &took)
     }
 
@@ -109,6 +104,11 @@ impl Import {
                     return Err(failure);
                 }
             };
+            if let Err(failure) = same_store(server_version, batch.server_version) {
+                // What was acknowledged before is gone: there is no place to go on from.
+                Place::forget(&self.file);
+                return Err(failure);
+            }
             progress.add(batch.records);
             place.records += batch.records;
             place.offset = batch.end;
@@ -273,8 +273,18 @@ impl<R: std::io::Read> Iterator for Batches<R> {
 
 /// A batch that the server has.
 struct Acknowledged {
+    server_version: u64,
     records: u64,
     end: u64,
+}
+
+/// Whether the server still has what it acknowledged since the import began. Some servers do not tell their version with
+/// each answer: 0 says nothing.
+fn same_store(begun: u64, now: u64) -> Result<(), Failure> {
+    if begun == now || begun == 0 || now == 0 {
+        return Ok(());
+    }
+    Err(Failure::Failed("the server was cleared or began anew while records were imported: run it again".to_owned()))
 }
 
 /// Puts a batch, again and again while the server is away: a put of the same records twice is as good as once.
@@ -283,7 +293,10 @@ async fn put(connection: &Connection, batch: Batch) -> Result<Acknowledged, Fail
     let mut retries = 0;
     loop {
         match connection.call(connection.records().put(batch.put.clone())).await {
-            Ok(_) => return Ok(Acknowledged { records: batch.records, end: batch.end }),
+            Ok(response) => {
+                let server_version = response.server_version;
+                return Ok(Acknowledged { server_version, records: batch.records, end: batch.end });
+            }
             Err(failure) if retries < RETRIES_MAX && is_away(&failure) => {
                 retries += 1;
                 sleep(pause).await;

@@ -6,10 +6,11 @@ use std::{
 };
 
 use databroker_proto::databroker::{AcquireLeaseRequest, ReleaseLeaseRequest, RenewLeaseRequest};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tokio::{
     process::{Child, Command},
-    time::{Instant, MissedTickBehavior, interval_at, sleep},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
 };
 use tonic::Code;
 
@@ -38,6 +39,9 @@ pub enum LeaseCommand {
     /// Give a lease back; of no effect if somebody else holds it
     Release(Release),
     /// Run a command while holding a lease: waits for the lease, renews it, ends the command if it is lost
+    ///
+    /// The command is asked to end with SIGTERM, and killed if it still runs a third of the lease's duration later. It is
+    /// ended in the same way when this tool gets SIGTERM.
     Run(Run),
 }
 
@@ -158,23 +162,27 @@ impl Run {
     }
 
     async fn hold(&self, connection: &Connection, id: &str) -> Result<ExitStatus, Failure> {
+        // From before the command starts, so that it is not left alone by a signal that comes at once.
+        let terminated = terminated();
         let mut child = self.spawn()?;
+        // Unless it is lost, the lease was renewed no longer ago than that, and lasts for twice the time.
+        let patience = self.duration / RENEWALS_PER_DURATION;
         tokio::select! {
             status = child.wait() => status.map_err(|error| self.failed("wait for", &error)),
             lost = self.keep(connection, id) => {
-                end(&mut child).await;
+                ask_to_end(&child);
+                end_within(&mut child, patience).await;
                 Err(lost)
             }
-            // The command did not get this one, and cannot be asked to end in its own way without unsafe code.
-            () = terminated() => {
-                end(&mut child).await;
-                Err(Failure::Interrupted)
+            // The command did not get this one.
+            () = terminated => {
+                ask_to_end(&child);
+                end_within(&mut child, patience).await;
+                Err(Failure::Terminated)
             }
-            // The command got the same signal from the terminal; it has the time of the lease to end.
+            // The command got the same signal from the terminal.
             _ = tokio::signal::ctrl_c() => {
-                if tokio::time::timeout(self.duration / RENEWALS_PER_DURATION, child.wait()).await.is_err() {
-                    end(&mut child).await;
-                }
+                end_within(&mut child, patience).await;
                 Err(Failure::Interrupted)
             }
         }
@@ -214,9 +222,21 @@ impl Run {
     }
 }
 
-async fn end(child: &mut Child) {
-    // It fails only if the command has just ended by itself.
-    let _ = child.kill().await;
+/// Lets a command end in its own way.
+fn ask_to_end(child: &Child) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        // It fails only if the command has just ended by itself.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Waits for the end of a command, and kills it if that does not come soon enough.
+async fn end_within(child: &mut Child, patience: Duration) {
+    if timeout(patience, child.wait()).await.is_err() {
+        // It fails only if the command has just ended by itself.
+        let _ = child.kill().await;
+    }
 }
 
 async fn acquire(connection: &Connection, name: &str, length: Duration) -> Result<String, Failure> {

@@ -26,7 +26,7 @@ use super::{
     types::{self, ExactArgs, Names},
 };
 
-/// Input for `put` is read up to this size: servers take no larger request.
+/// The largest input of `put`: servers take no larger request.
 const INPUT_BYTES_MAX: u64 = 64 << 20;
 
 /// Show one record.
@@ -79,15 +79,14 @@ fn not_found(r#type: &str, id: &str) -> Failure {
     Failure::NotFound(format!("there is no record {:?} of type {:?}", printable(id), printable(r#type)))
 }
 
-/// Store records, all or none. Each is JSON as `get -o json` prints it: {"type": …, "id": …, "data": {"@type": …, …}};
-/// data of a type this build does not know is {"@type": …, "value": "<base64>"}. A record with "deletedAt" is deleted.
-/// Version and time of change are given by the server.
+/// Store records, all or none.
 #[derive(Debug, clap::Args)]
 pub struct Put {
     /// Records: JSON objects, or arrays of them; `-` is standard input
     #[arg(value_name = "JSON", conflicts_with = "file")]
     pub records: Vec<String>,
-    /// File with JSON objects or arrays, one after the other; `-` is standard input, the default if there is no argument
+    /// File with JSON objects or arrays, one after the other; `-` is standard input, the default if there is no argument.
+    /// At most 64 MiB: more is for `import`
     #[arg(short, long)]
     pub file: Option<PathBuf>,
     #[command(flatten)]
@@ -135,10 +134,18 @@ fn stdin() -> Result<String, Failure> {
 }
 
 fn read_to_end(from: impl io::Read, file: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = from.take(INPUT_BYTES_MAX).read_to_string(&mut text);
-    read.map_err(|source| Failure::Read { file: file.to_owned(), source })?;
-    Ok(text)
+    let failed = |source| Failure::Read { file: file.to_owned(), source };
+    let mut bytes = Vec::new();
+    // One more than is taken, to see that there is more.
+    from.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > INPUT_BYTES_MAX {
+        return Err(Failure::Usage(format!(
+            "{} has more than the {} MiB that `put` takes: give it in parts, or take an export in with `import`",
+            file.display(),
+            INPUT_BYTES_MAX >> 20
+        )));
+    }
+    String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
 }
 
 /// Reads JSON values one after the other: records, arrays of them, or what `query -o json` and `put -o json` print.

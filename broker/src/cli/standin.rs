@@ -53,6 +53,12 @@ pub(super) struct Store {
     pub(super) puts: u64,
     /// Fails the put after so many more.
     pub(super) puts_left: Option<u64>,
+    /// Clears before the put after so many more, once.
+    pub(super) puts_to_clear: Option<u64>,
+    /// Tells the server version with the answer to a put.
+    pub(super) puts_tell_version: bool,
+    /// Refuses so many calls of ServerInfo, as a server does that is on its way down.
+    pub(super) infos_refused: u32,
     /// Ends SyncLatest with an error after so many records, once.
     pub(super) latest_left: Option<usize>,
     /// Keeps fields of records that it does not know.
@@ -72,6 +78,9 @@ impl Store {
             leases: HashMap::new(),
             puts: 0,
             puts_left: None,
+            puts_to_clear: None,
+            puts_tell_version: true,
+            infos_refused: 0,
             latest_left: None,
             keeps_unknown: true,
             changed: watch::channel(0).0,
@@ -315,9 +324,16 @@ impl DataBrokerService for Service {
             Some(left) => *left -= 1,
             None => {}
         }
+        if let Some(left) = store.puts_to_clear.take() {
+            match left.checked_sub(1) {
+                Some(left) => store.puts_to_clear = Some(left),
+                None => store.clear(),
+            }
+        }
         store.puts += 1;
         let records = r.into_inner().records.iter().map(|record| store.put(record)).collect();
-        Ok(Response::new(PutResponse { server_version: store.server_version, records }))
+        let server_version = if store.puts_tell_version { store.server_version } else { 0 };
+        Ok(Response::new(PutResponse { server_version, records }))
     }
 
     async fn patch(&self, _: Request<PatchRequest>) -> Result<Response<PatchResponse>, Status> {
@@ -346,7 +362,11 @@ impl DataBrokerService for Service {
     }
 
     async fn server_info(&self, _: Request<()>) -> Result<Response<ServerInfoResponse>, Status> {
-        let store = self.0.lock();
+        let mut store = self.0.lock();
+        if store.infos_refused > 0 {
+            store.infos_refused -= 1;
+            return Err(Status::unavailable("shutting down"));
+        }
         Ok(Response::new(ServerInfoResponse {
             server_version: store.server_version,
             earliest_record_version: store.earliest,

@@ -25,9 +25,7 @@ use super::{
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Follow changes as they happen, from now on or from an earlier version. Goes on where it was after a break. When the
-/// server cannot tell what happened since (it was cleared, or its memory of changes does not reach back) this is said,
-/// and watching starts over.
+/// Follow changes as they happen.
 #[derive(Debug, clap::Args)]
 pub struct Watch {
     /// Only records of this type, in full or short; all types if left out
@@ -50,7 +48,8 @@ impl Ask for Watch {
     async fn run(self, connection: &Connection, output: &mut Output) -> Result<(), Failure> {
         let r#type = types::resolve(connection, &self.r#type, self.exact).await?;
         let start = if self.all { Start::All } else { self.from.map_or(Start::Now, Start::After) };
-        let mut watcher = Watcher { connection, r#type, wait: !self.no_follow, position: None, moved: false };
+        let wait = !self.no_follow;
+        let mut watcher = Watcher { connection, r#type, wait, position: None, begun: false, moved: false };
         let mut start = start;
         let mut pause = PAUSE_FIRST;
         loop {
@@ -69,7 +68,7 @@ impl Ask for Watch {
                     start = watcher.start_over(start).await;
                 }
                 // A watch that never began is not worth waiting for: the person is still there to read why.
-                Some(failure) if watcher.position.is_none() || !is_break(&failure) => return Err(failure),
+                Some(failure) if !watcher.begun || !is_break(&failure) => return Err(failure),
                 Some(failure) => notice(&format!("{failure}: will try again in {}", short(pause))),
                 None => notice(&format!("the server ended the stream: will try again in {}", short(pause))),
             }
@@ -98,7 +97,10 @@ struct Watcher<'a> {
     connection: &'a Connection,
     r#type: String,
     wait: bool,
+    /// None before the first stream, and when starting over.
     position: Option<Position>,
+    /// Whether a server was ever asked for a stream. It stays so when starting over.
+    begun: bool,
     /// Whether anything came since the last break.
     moved: bool,
 }
@@ -117,7 +119,7 @@ impl Watcher<'_> {
             wait: Some(self.wait),
         };
         // Not bounded in time: some servers send the headers with the first change. Keepalive finds a dead connection.
-        self.position = Some(position);
+        (self.position, self.begun) = (Some(position), true);
         let refused = |status| self.connection.refused(status);
         let mut stream = self.connection.records().sync(request).await.map_err(refused)?.into_inner();
         while let Some(frame) = stream.message().await.map_err(|status| self.connection.refused(status))? {

@@ -1,4 +1,4 @@
-//! The tools as processes of their own: what they read and write on pipes and on terminals.
+//! The tools as processes of their own: what they read and write on pipes and on terminals, and how they take signals.
 
 use std::{
     fs::File,
@@ -11,10 +11,14 @@ use databroker_proto::{EncodedRecord, Record};
 use prost_types::{Any, Timestamp};
 use rustix::{
     fs::{Mode, OFlags},
+    process::{Pid, Signal, kill_process},
     pty::{self, OpenptFlags},
     termios::{self, Winsize},
 };
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    process::Command,
+};
 
 use crate::broker::{Broker, deleted, key, put, record, soon};
 
@@ -166,5 +170,22 @@ async fn put_reads_standard_input() {
         assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
         piped(tool(&broker, &["get", "t/t", &number.to_string()])).await;
     }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_under_a_lease_is_asked_to_end_when_the_tool_is() {
+    let broker = Broker::start().await;
+    let script = "trap 'echo asked; exit' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut command = tool(&broker, &["lease", "run", "l", "--duration", "30s", "--", "sh", "-c", script]);
+    let mut child = command.env("PATH", "/usr/bin:/bin").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(soon(lines.next_line()).await.unwrap().as_deref(), Some("ready"));
+    let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(soon(lines.next_line()).await.unwrap().as_deref(), Some("asked"));
+    assert_eq!(soon(child.wait()).await.unwrap().code(), Some(143));
+    // The lease was given back.
+    piped(tool(&broker, &["lease", "acquire", "l"])).await;
     broker.stop().await;
 }

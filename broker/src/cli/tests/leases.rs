@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tempfile::TempDir;
+
 use super::{Printed, run_line, tool, wait_until};
 use crate::cli::{
     failure::Failure,
@@ -46,6 +48,39 @@ async fn a_command_is_ended_when_its_lease_is_lost() {
         store.lock().steal_lease("l");
     });
     let run = lease_run(&server, &["--duration", "1s"], "sleep 60");
+    let error = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the command outlived its lease");
+    assert_eq!(error.unwrap_err().exit_code(), 1);
+    thief.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_whose_lease_is_lost_may_end_in_its_own_way() {
+    let folder = TempDir::new().unwrap();
+    let (ready, asked) = (folder.path().join("ready"), folder.path().join("asked"));
+    let server = Standin::start().await;
+    let store = Arc::clone(&server.store);
+    let thief = tokio::spawn(async move {
+        wait_until("the command runs", || ready.exists()).await;
+        store.lock().steal_lease("l");
+    });
+    let script = "trap 'touch asked; exit' TERM; touch ready; while :; do sleep 0.1; done";
+    let script = format!("cd '{}'; {script}", folder.path().display());
+    let run = lease_run(&server, &["--duration", "3s"], &script);
+    let error = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the command outlived its lease");
+    assert_eq!(error.unwrap_err().exit_code(), 1);
+    assert!(asked.exists());
+    thief.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_want_to_end_is_killed() {
+    let server = Standin::start().await;
+    let store = Arc::clone(&server.store);
+    let thief = tokio::spawn(async move {
+        wait_until("the lease is held", || store.lock().holds_lease("l")).await;
+        store.lock().steal_lease("l");
+    });
+    let run = lease_run(&server, &["--duration", "1s"], "trap '' TERM; while :; do sleep 0.1; done");
     let error = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the command outlived its lease");
     assert_eq!(error.unwrap_err().exit_code(), 1);
     thief.await.unwrap();

@@ -40,6 +40,20 @@ async fn put_takes_the_answer_of_query_from_a_file() {
 }
 
 #[tokio::test]
+async fn put_takes_all_of_its_input_or_nothing() {
+    let server = Standin::start().await;
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("records.json");
+    let one = |id: &str| format!(r#"{{"type": "t", "id": "{id}", "data": {{"@type": "a/b", "value": ""}}}}"#);
+    fs::write(&file, format!("{}{}{}", one("first"), " ".repeat(64 << 20), one("last"))).unwrap();
+    let error = tool(&server, &["put", "-f", file.to_str().unwrap()]).await.unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("64 MiB") && text.contains("`import`"), "{text}");
+    assert!(server.store.lock().ids("t").is_empty());
+}
+
+#[tokio::test]
 async fn query_pages_and_tells_the_total() {
     let server = Standin::start().await;
     for id in ["a", "b", "c", "d"] {

@@ -2,12 +2,13 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc};
 
+use clap::CommandFactory as _;
 use databroker_proto::{EncodedRecord, Record, databroker::Options};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Printed, TEST, record, run_line, tool};
+use super::{Line, Printed, TEST, record, run_line, tool};
 use crate::cli::{
     failure::Failure,
     standin::{Standin, Store},
@@ -189,4 +190,52 @@ async fn an_interrupted_import_goes_on_after_what_was_acknowledged() {
     to.store.lock().clear();
     tool(&to, &["import", file.to_str().unwrap()]).await.unwrap();
     assert_eq!(to.store.lock().ids(TEST).len(), 40);
+}
+
+#[tokio::test]
+async fn an_import_fails_when_the_server_is_cleared_meanwhile_and_is_whole_when_run_again() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    let progress = folder.path().join("file.progress");
+    let from = Standin::start().await;
+    for number in 0..40 {
+        from.store.lock().put(&record(TEST, &format!("{number:02}"), &vec![7; 450 << 10]));
+    }
+    export(&from, &file, &[]).await.unwrap();
+    let import = ["import", file.to_str().unwrap()];
+    // Of a server that does not tell its version with what it acknowledges, it is seen in the end.
+    for tell in [true, false] {
+        let to = Standin::start_at("127.0.0.1:0".parse().unwrap(), Store::new(99), None).await;
+        to.store.lock().puts_tell_version = tell;
+        to.store.lock().puts_left = Some(6);
+        tool(&to, &import).await.unwrap_err();
+        assert!(progress.exists());
+
+        to.store.lock().puts_left = None;
+        to.store.lock().puts_to_clear = Some(6);
+        let error = tool(&to, &import).await.unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{error}");
+        assert!(error.to_string().contains("run it again"), "{error}");
+        assert!(to.store.lock().ids(TEST).len() < 40);
+        assert!(!progress.exists(), "it tells of records that are gone");
+
+        tool(&to, &import).await.unwrap();
+        assert_eq!(to.store.lock().ids(TEST).len(), 40);
+    }
+}
+
+#[test]
+fn help_of_export_says_which_options_are_not_in_the_file() {
+    let mut line = Line::command();
+    line.build();
+    let mut help = |path: &[&str]| {
+        let tool = path.iter().fold(&mut line, |tool, name| tool.find_subcommand_mut(name).unwrap());
+        tool.render_long_help().to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    // As `options list` says it.
+    for path in [&["options", "list"][..], &["export"]] {
+        let help = help(path);
+        let sentence = "have records or are known to this build (the interface has no list of others)";
+        assert!(help.contains(sentence), "{path:?}: {help}");
+    }
 }

@@ -84,6 +84,27 @@ async fn watch_starts_over_when_the_server_was_cleared() {
 }
 
 #[tokio::test]
+async fn watch_goes_on_when_the_server_is_away_right_after_it_was_cleared() {
+    let server = Standin::start().await;
+    server.store.lock().put(&record(TEST, "old", b""));
+    let watching = watch(&server, &["--all"]);
+    watching.printed.wait_for("old").await;
+    let store = Arc::clone(&server.store);
+    wait_until("the watch is there", || store.lock().watchers() == 1).await;
+    {
+        let mut store = server.store.lock();
+        // Both that the watch makes next: for why the stream ended, and for where to begin again.
+        store.infos_refused = 2;
+        store.clear();
+        store.put(&record(TEST, "new", b""));
+    }
+    watching.printed.wait_for("new").await;
+    assert_eq!(printed_ids(&watching.printed.text()), ["old", "new"]);
+    assert_eq!(server.store.lock().infos_refused, 0);
+    watching.task.abort();
+}
+
+#[tokio::test]
 async fn watch_from_a_forgotten_version_begins_at_the_earliest() {
     let server = Standin::start().await;
     for id in ["1", "2", "3"] {
