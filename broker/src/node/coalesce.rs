@@ -67,6 +67,8 @@ struct Caller {
     reply: oneshot::Sender<Result<Answer, Error>>,
     origin: Origin,
     deadline: Instant,
+    /// Why the leader did not take it, when it was asked last; it may later.
+    refused: Option<Error>,
     /// What the request takes of the bounds on all requests.
     _room: Option<Room>,
 }
@@ -82,7 +84,7 @@ impl Proposal {
         deadline: Instant,
     ) -> (Self, oneshot::Receiver<Result<Answer, Error>>) {
         let (reply, answer) = oneshot::channel();
-        let caller = Caller { reply, origin, deadline, _room: room };
+        let caller = Caller { reply, origin, deadline, refused: None, _room: room };
         (Self { bytes: kind.encoded_len(), kind, caller }, answer)
     }
 
@@ -109,7 +111,7 @@ impl Caller {
     /// The request is settled before its caller hears the answer, so that whatever the caller does next comes after. A
     /// caller that went away needs no answer; its request is settled all the same.
     fn answer(self, answer: Result<Answer, Error>) {
-        let Self { reply, origin, deadline: _, _room } = self;
+        let Self { reply, origin, deadline: _, refused: _, _room } = self;
         drop(origin);
         drop(reply.send(answer));
     }
@@ -165,11 +167,27 @@ impl Batch {
         self.callers.into_iter().zip(answers).for_each(|(caller, answer)| caller.answer(Ok(answer)));
     }
 
+    /// Answers those of which the leader has said what became of them; those that may be taken later stay.
+    fn answer_some(&mut self, answers: Vec<Result<Answer, Error>>) {
+        let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
+        for ((command, caller), answer) in all.zip(answers) {
+            match answer {
+                Err(refusal) if forward::passes(&refusal) => {
+                    let refused = Some(refusal).filter(|refusal| !matches!(refusal, Error::NotLeader));
+                    self.commands.push(command);
+                    self.callers.push(Caller { refused, ..caller });
+                }
+                answer => caller.answer(answer),
+            }
+        }
+    }
+
     fn refuse(self, why: impl Fn() -> Error) {
         self.callers.into_iter().for_each(|caller| caller.answer(Err(why())));
     }
 
-    /// Gives up those that have waited for too long; true if others are left.
+    /// Gives up those that have waited for too long: for what the leader said, if it said something. True if others are
+    /// left.
     fn refuse_expired(&mut self, why: impl Fn() -> Error) -> bool {
         let now = Instant::now();
         self.refuse_some(|caller| caller.is_expired(now), why)
@@ -191,7 +209,10 @@ impl Batch {
             let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
             let (refused, left): (Vec<_>, Vec<_>) = all.partition(|(_, caller)| which(caller));
             (self.commands, self.callers) = left.into_iter().unzip();
-            refused.into_iter().for_each(|(_, caller)| caller.answer(Err(why())));
+            for (_, mut caller) in refused {
+                let why = caller.refused.take().unwrap_or_else(&why);
+                caller.answer(Err(why));
+            }
         }
         !self.callers.is_empty()
     }
@@ -302,6 +323,7 @@ impl<R: Runtime> Flight<R> {
     async fn place(&mut self) -> Result<Placed<R>, Refusal> {
         let Ground { replica, outbound, requests, clock, .. } = &*self.ground;
         self.batch.settle(requests.settled());
+        self.batch.callers.iter_mut().for_each(|caller| caller.refused = None);
         match outbound.leader_elsewhere() {
             Some(leader) => Ok(Placed::Elsewhere(leader)),
             None => replica.submit(self.batch.encode(clock.now_nanos())).await.map(Placed::Here),
@@ -311,32 +333,29 @@ impl<R: Runtime> Flight<R> {
     /// Waits for the answers. While nobody leads, places the commands again, under the same identities: a request that
     /// took effect although its leader vanished is answered from memory.
     async fn land(mut self, mut placed: Result<Placed<R>, Refusal>) {
-        // What the leader said last.
-        let mut busy;
         loop {
             let answers = match placed {
                 Ok(Placed::Here(submitted)) => self.hear(submitted).await,
                 Ok(Placed::Elsewhere(leader)) => self.forward(leader).await,
                 Err(refusal) => Err(refusal),
             };
-            match answers {
+            let pause = match answers {
                 Ok(answers) => return self.answer(answers),
                 Err(Refusal::Stopped) => return self.batch.refuse(|| super::stopped(&self.ground.failure)),
-                Err(refusal @ (Refusal::NotLeader { .. } | Refusal::Busy | Refusal::Unknown)) => {
-                    busy = refusal == Refusal::Busy;
-                }
-            }
+                Err(Refusal::Busy) => RETRY_BUSY,
+                Err(Refusal::NotLeader { .. } | Refusal::Unknown) => RETRY,
+            };
             if !self.batch.refuse_forwarded() {
                 return;
             }
             self.held = true;
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
-            if let Ok(Err(_)) = timeout(if busy { RETRY_BUSY } else { RETRY }, role.changed()).await {
+            if let Ok(Err(_)) = timeout(pause, role.changed()).await {
                 // Nobody tells the role any more: the replica has stopped, and to ask again would go round in circles.
                 return self.batch.refuse(|| super::stopped(&self.ground.failure));
             }
-            if !self.batch.refuse_expired(|| if busy { Error::Overloaded } else { Error::NoLeader }) {
+            if !self.batch.refuse_expired(|| Error::NoLeader) {
                 return;
             }
             placed = self.place().await;
@@ -352,7 +371,8 @@ impl<R: Runtime> Flight<R> {
         timeout_at(self.batch.deadline(), submitted.answers()).await.unwrap_or(Err(Refusal::Unknown))
     }
 
-    /// Sends the commands to the node that leads.
+    /// Sends the commands to the node that leads. Returns no answers, for those that came were passed on already; what
+    /// the leader did not take is left, and it is an error that something is.
     async fn forward(&mut self, leader: NodeId) -> Result<Vec<Answer>, Refusal> {
         if !self.batch.keep_clients() {
             return Ok(Vec::new());
@@ -365,16 +385,35 @@ impl<R: Runtime> Flight<R> {
         let asked = self.ground.outbound.ask_leader(leader, peer_request::Kind::Forward(request), patience);
         match asked.await? {
             peer_reply::Kind::Forward(reply) if reply.answers.len() == self.batch.callers.len() => {
-                Ok(reply.answers.into_iter().map(forward::decode).collect())
+                self.pass_on(reply.answers.into_iter().map(forward::decode).collect())
             }
             _ => Err(Refusal::Unknown),
         }
     }
 
-    fn answer(self, answers: Vec<Answer>) {
+    fn pass_on(&mut self, answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Refusal> {
+        if answers.iter().any(Result::is_ok) {
+            self.note_gap();
+        }
+        self.batch.answer_some(answers);
+        match self.batch.callers.as_slice() {
+            [] => Ok(Vec::new()),
+            left if left.iter().all(|caller| caller.refused.is_some()) => Err(Refusal::Busy),
+            _ => Err(Refusal::NotLeader { leader: None }),
+        }
+    }
+
+    /// Before the answers leave: whoever has one may look at the gap next.
+    fn note_gap(&self) {
         if self.held {
             let term = self.ground.replica.role().borrow().term;
             self.ground.write_gap.note(term, self.began.elapsed());
+        }
+    }
+
+    fn answer(self, answers: Vec<Answer>) {
+        if !answers.is_empty() {
+            self.note_gap();
         }
         let (expected, found) = (self.batch.callers.len(), answers.len());
         if expected != found {
@@ -411,5 +450,27 @@ mod tests {
         assert!(matches!(waiting.remove(0).await.unwrap(), Err(Error::NotLeader)));
         assert!(matches!(waiting.remove(1).await.unwrap(), Err(Error::NotLeader)));
         assert!(waiting.remove(0).try_recv().is_err(), "the client still waits");
+    }
+
+    #[tokio::test]
+    async fn each_caller_hears_what_the_leader_said_of_its_own_command_and_the_rest_is_tried_again() {
+        let (mut batch, requests, mut waiting) = (Batch::default(), Requests::new(1), Vec::new());
+        for _ in 0..4 {
+            let origin = Origin::Client(requests.begin());
+            let (proposal, answer) = Proposal::new(Kind::Clear(Clear::default()), origin, None, Instant::now());
+            batch.push(proposal, 7);
+            waiting.push(answer);
+        }
+        let sent: Vec<_> = batch.commands.iter().map(|command| command.identity.map(|it| it.request)).collect();
+        let full = Error::Full(super::super::Full { free: 1 });
+        batch.answer_some(vec![Err(full), Err(Error::Overloaded), Ok(Answer::default()), Err(Error::NotLeader)]);
+        let left: Vec<_> = batch.commands.iter().map(|command| command.identity.map(|it| it.request)).collect();
+        assert_eq!(left, [sent[1], sent[3]], "and no other command is sent again");
+        assert!(matches!(waiting.remove(0).await.unwrap(), Err(Error::Full(_))));
+        assert!(waiting.remove(1).await.unwrap().is_ok());
+        assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_err()), "these still wait");
+        assert!(!batch.refuse_expired(|| Error::NoLeader));
+        assert!(matches!(waiting.remove(0).await.unwrap(), Err(Error::Overloaded)), "for what the leader said");
+        assert!(matches!(waiting.remove(0).await.unwrap(), Err(Error::NoLeader)));
     }
 }

@@ -9,7 +9,7 @@ use databroker_proto::internal::{ReadIndexRequest, peer_reply, peer_request};
 use tokio::sync::{mpsc, oneshot};
 
 use super::outbound::Outbound;
-use crate::raft::{Refusal, Replica, runtime::Runtime};
+use crate::raft::{NodeId, Refusal, Replica, Role, runtime::Runtime};
 
 /// Reads that may wait for a fence. More are held up in [`super::Node::fence`], up to the hold time.
 pub(super) const WAITING_MAX: usize = 4096;
@@ -44,18 +44,46 @@ async fn reach<R: Runtime>(
     waiting: &mut Vec<Waiter>,
 ) -> Result<(), Refusal> {
     while !waiting.is_empty() {
-        match read_index(replica, outbound).await {
-            Ok(index) => {
-                let mut progress = replica.progress();
-                let reached = progress.wait_for(|now| now.applied.is_some_and(|applied| applied.index >= index));
-                return reached.await.map(drop).map_err(|_| Refusal::Stopped);
-            }
+        let passed = tokio::select! {
+            passed = pass(replica, outbound) => passed,
+            () = abandoned(waiting) => return Ok(()),
+        };
+        match passed {
+            Ok(()) => return Ok(()),
             Err(Refusal::Stopped) => return Err(Refusal::Stopped),
             Err(Refusal::NotLeader { .. } | Refusal::Busy | Refusal::Unknown) => tokio::time::sleep(RETRY).await,
         }
         waiting.retain(|waiter| !waiter.is_closed());
     }
     Ok(())
+}
+
+/// Asks once, and waits until this node has applied what it was told. That may never happen once another leads: what the
+/// last leader named need not have been committed.
+async fn pass<R: Runtime>(replica: &Replica<R>, outbound: &Outbound<R>) -> Result<(), Refusal> {
+    let (mut role, mut progress) = (replica.role().clone(), replica.progress());
+    let asked = office(&role.borrow());
+    let index = read_index(replica, outbound).await?;
+    tokio::select! {
+        reached = progress.wait_for(|now| now.applied.is_some_and(|applied| applied.index >= index)) => {
+            reached.map(drop).map_err(|_| Refusal::Stopped)
+        }
+        moved = role.wait_for(|role| office(role) != asked) => {
+            Err(if moved.is_ok() { Refusal::Unknown } else { Refusal::Stopped })
+        }
+    }
+}
+
+/// Who leads, and since when.
+fn office(role: &Role) -> (u64, Option<NodeId>) {
+    (role.term, role.leader)
+}
+
+/// Returns once nobody waits any longer.
+async fn abandoned(waiting: &mut [Waiter]) {
+    for waiter in waiting {
+        waiter.closed().await;
+    }
 }
 
 /// This node's own word if it leads, else the leader's.

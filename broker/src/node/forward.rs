@@ -1,20 +1,25 @@
 //! Writes of other nodes' clients. The node that received a request sends its command to the leader, with the identity
 //! that makes it take effect once; the leader proposes it like its own and sends back what the store answered.
 //!
-//! A node that does not lead never passes on what was passed to it: it says who leads, and the sender tries again.
+//! A node that does not lead never passes on what was passed to it: it says who leads, and the sender tries again. Of the
+//! commands of one message each has an answer of its own, or a refusal.
 
 use std::time::Duration;
 
 use databroker_proto::{
     EncodedRecord,
-    internal::{Busy, ForwardReply, ForwardRequest, ForwardedAnswer, NotLeader, peer_reply},
+    internal::{
+        Busy, DiskFull, ForwardReply, ForwardRequest, ForwardedAnswer, NotLeader, TooEarly, forwarded_answer::Refusal,
+        hello_reply::Standing, peer_reply,
+    },
 };
 use futures::future::join_all;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Error, Node,
     coalesce::{Origin, Proposal},
+    space::Full,
 };
 use crate::{
     raft::{NodeId, runtime::Runtime},
@@ -26,6 +31,10 @@ const COMMANDS_MAX: usize = super::coalesce::COMMANDS_MAX;
 
 /// Longest time a sender may make the leader wait for, whatever it asks.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Of a sender's patience, the part that a command may wait for room: the answers of the others travel with its refusal,
+/// and are to arrive before the sender gives up.
+const ROOM_PART: u32 = 2;
 
 /// Why a message cannot be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,18 +54,51 @@ pub enum Unfit {
     /// A command that is too large to be logged.
     #[error("a command asks for more than one may")]
     TooLarge,
+    /// Answers are remembered for members only, until they are removed.
+    #[error("the sender is no member of this cluster")]
+    Stranger,
 }
 
-/// The answer of the store as it travels.
-pub(super) fn encode(answer: Answer) -> ForwardedAnswer {
-    let records = answer.records.into_iter().map(|record| record.as_bytes().clone()).collect();
-    ForwardedAnswer { outcome: Some(answer.outcome), records }
+/// The answer of the store as it travels, or why there is none.
+pub(super) fn encode(answer: Result<Answer, Error>) -> ForwardedAnswer {
+    let refusal = match answer {
+        Ok(Answer { outcome, records }) => {
+            let records = records.into_iter().map(|record| record.as_bytes().clone()).collect();
+            return ForwardedAnswer { outcome: Some(outcome), records, refusal: None };
+        }
+        Err(Error::Overloaded) => Refusal::Busy(Busy {}),
+        Err(Error::TooEarly { needed, raised }) => Refusal::TooEarly(TooEarly { needed, raised }),
+        Err(Error::Full(Full { free })) => Refusal::DiskFull(DiskFull { bytes_free: free }),
+        // Whoever leads next has the answer, or takes the command.
+        Err(
+            Error::NotLeader | Error::NoLeader | Error::NotInitialized | Error::ShuttingDown | Error::Failed { .. },
+        ) => Refusal::NotLeader(NotLeader { leader: 0 }),
+    };
+    ForwardedAnswer { outcome: None, records: Vec::new(), refusal: Some(refusal) }
 }
 
-/// The answer of the store as it was on the leader.
-pub(super) fn decode(answer: ForwardedAnswer) -> Answer {
-    let records = answer.records.into_iter().map(EncodedRecord::from_bytes).collect();
-    Answer { outcome: answer.outcome.unwrap_or_default(), records }
+/// The answer of the store as it was on the leader, or why there is none, as the leader's own client would hear it. What
+/// a newer release may say beyond that is taken for a leader that knows nothing of the command.
+pub(super) fn decode(answer: ForwardedAnswer) -> Result<Answer, Error> {
+    let ForwardedAnswer { outcome, records, refusal } = answer;
+    match (outcome, refusal) {
+        (Some(outcome), None) => {
+            Ok(Answer { outcome, records: records.into_iter().map(EncodedRecord::from_bytes).collect() })
+        }
+        (_, Some(Refusal::Busy(Busy {}))) => Err(Error::Overloaded),
+        (_, Some(Refusal::TooEarly(TooEarly { needed, raised }))) => Err(Error::TooEarly { needed, raised }),
+        (_, Some(Refusal::DiskFull(DiskFull { bytes_free }))) => Err(Full { free: bytes_free }.into()),
+        (_, Some(Refusal::NotLeader(_))) | (None, None) => Err(Error::NotLeader),
+    }
+}
+
+/// Whether a refused command may be taken later, here or by the next leader. `TooEarly` passes: the sender's store has the
+/// version raised, and the leader's will in a moment.
+pub(super) fn passes(refusal: &Error) -> bool {
+    match refusal {
+        Error::Overloaded | Error::TooEarly { .. } | Error::NotLeader => true,
+        Error::Full(_) | Error::NoLeader | Error::NotInitialized | Error::ShuttingDown | Error::Failed { .. } => false,
+    }
 }
 
 /// Looks at what another node sent before any of it is proposed.
@@ -93,8 +135,8 @@ pub(super) fn is_of_a_client(kind: &Kind) -> bool {
 }
 
 impl<R: Runtime> Node<R> {
-    /// Proposes what another node's clients want. All or nothing is answered: a sender that hears "not the leader"
-    /// sends all of it again, and what has taken effect is then answered from memory.
+    /// Proposes what another node's clients want. A sender that hears "not the leader", of all commands or of some, sends
+    /// them again, and what has taken effect is then answered from memory.
     pub(super) async fn answer_forward(
         &self,
         from: NodeId,
@@ -105,27 +147,19 @@ impl<R: Runtime> Node<R> {
         if !self.role().leads {
             return Ok(self.not_leader());
         }
-        let deadline = Instant::now() + patience;
-        let answers = join_all(commands.into_iter().map(|(origin, kind)| self.propose_for(origin, kind, deadline)));
-        let answers: Result<Vec<Answer>, Error> = answers.await.into_iter().collect();
-        Ok(match answers {
-            Ok(answers) => {
-                peer_reply::Kind::Forward(ForwardReply { answers: answers.into_iter().map(encode).collect() })
-            }
-            // It leads, and another would take no more. `TooEarly` passes: the sender's store has the version raised, and
-            // this one's will in a moment.
-            Err(error @ (Error::Overloaded | Error::TooEarly { .. } | Error::Full(_))) => {
-                peer_reply::Kind::Busy(Busy { reason: error.to_string() })
-            }
-            Err(
-                Error::NotLeader | Error::NoLeader | Error::NotInitialized | Error::ShuttingDown | Error::Failed { .. },
-            ) => self.not_leader(),
-        })
+        // Of one that was removed each command is refused by the store, which tells the client why.
+        if self.standing(from) == Standing::Unknown {
+            return Err(Unfit::Stranger);
+        }
+        let answers = commands.into_iter().map(|(origin, kind)| self.propose_for(origin, kind, patience));
+        let answers = join_all(answers).await.into_iter().map(encode).collect();
+        Ok(peer_reply::Kind::Forward(ForwardReply { answers }))
     }
 
-    async fn propose_for(&self, origin: Origin, kind: Kind, deadline: Instant) -> Result<Answer, Error> {
+    async fn propose_for(&self, origin: Origin, kind: Kind, patience: Duration) -> Result<Answer, Error> {
         self.ready()?;
-        let room = tokio::time::timeout_at(deadline, self.room(kind.encoded_len()));
+        let deadline = Instant::now() + patience;
+        let room = timeout(patience / ROOM_PART, self.room(kind.encoded_len()));
         let room = room.await.map_err(|_| Error::Overloaded)??;
         // The sender has asked the same, and may have heard of it too late.
         self.fits(&kind)?;
@@ -170,6 +204,23 @@ mod tests {
     fn an_answer_travels_whole() {
         let record = EncodedRecord::from_bytes(bytes::Bytes::from_static(b"\x12\x01t"));
         let answer = Answer { records: vec![record], ..Answer::of(command::outcome::Kind::Done(Default::default())) };
-        assert_eq!(decode(encode(answer.clone())), answer);
+        assert_eq!(decode(encode(Ok(answer.clone()))).ok(), Some(answer));
+    }
+
+    #[test]
+    fn a_refusal_is_told_as_to_the_leaders_own_client_and_only_what_passes_is_tried_again() {
+        let early = Error::TooEarly { needed: 3, raised: 2 };
+        let through = |error| decode(encode(Err(error))).unwrap_err();
+        let refused = [through(Full { free: 7 }.into()), through(early), through(Error::Overloaded)];
+        assert!(matches!(
+            refused,
+            [Error::Full(Full { free: 7 }), Error::TooEarly { needed: 3, raised: 2 }, Error::Overloaded]
+        ));
+        assert_eq!(refused.map(|error| passes(&error)), [false, true, true]);
+        for error in [Error::NotLeader, Error::NoLeader, Error::ShuttingDown, Error::Failed { reason: "x".into() }] {
+            let refused = through(error);
+            assert!(matches!(refused, Error::NotLeader) && passes(&refused), "the next leader is asked");
+        }
+        assert!(matches!(decode(ForwardedAnswer::default()), Err(Error::NotLeader)), "of a newer release");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use super::Node;
 use crate::raft::{NodeId, runtime::Runtime};
@@ -13,6 +13,10 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Transfers are sometimes accepted and do not happen; then another successor is tried.
 const ATTEMPTS_MAX: usize = 3;
+
+/// How long writes are let in after an attempt that failed, before there may be another: those that were held are a few
+/// thousand at most, and go into some tens of entries.
+const BREATH: Duration = Duration::from_millis(100);
 
 /// How often the successor's progress is looked at.
 const LOOK: Duration = Duration::from_millis(1);
@@ -35,8 +39,8 @@ pub enum Error {
         /// Who was asked for.
         name: String,
     },
-    /// Nobody can take over.
-    #[error("no other voter is caught up")]
+    /// Nobody can take over, or not the one that was asked for.
+    #[error("no other voter that may take over answers and is caught up")]
     NoSuccessor,
     /// It was tried, and did not happen in time.
     #[error("{name} did not take over in time")]
@@ -53,7 +57,6 @@ impl<R: Runtime> Node<R> {
     /// See [`Error`]; this node then still leads, unless it lost an election meanwhile.
     pub async fn hand_over(&self, to: Option<&str>) -> Result<String, Error> {
         self.check_wanted(to)?;
-        let fits = |leader: &String| to.is_none_or(|to| to == leader);
         let leader = if self.role().leads { self.leader_name() } else { self.present_leader_name() };
         let leader = leader.ok_or(Error::NotLeader)?;
         if to == Some(leader.as_str()) {
@@ -62,15 +65,19 @@ impl<R: Runtime> Node<R> {
         if !self.role().leads {
             return Err(Error::Elsewhere { leader });
         }
-        let mut failed = Error::NoSuccessor;
+        let wanted = |leader: String| match to {
+            Some(to) if to != leader => Err(Error::Elsewhere { leader }),
+            _ => Ok(leader),
+        };
+        let mut failed = Error::NotLeader;
         for _ in 0..ATTEMPTS_MAX {
             // An attempt took effect after all, or there was an election meanwhile.
             if !self.role().leads {
-                return self.leader_name().filter(fits).ok_or(failed);
+                return wanted(self.other_leader().ok_or(failed)?);
             }
             let node = self.successor(to)?;
             match self.hand_over_to(node).await {
-                Ok(name) => return Ok(name),
+                Ok(leader) => return wanted(leader),
                 Err(error) => failed = error,
             }
         }
@@ -97,30 +104,55 @@ impl<R: Runtime> Node<R> {
         if is_voter { Ok(()) } else { Err(Error::Unknown { name: name.into() }) }
     }
 
+    /// One that is caught up, whoever asks for it: writes would be held for one that is not, in vain.
     fn successor(&self, to: Option<&str>) -> Result<NodeId, Error> {
         let seen = self.observe();
-        let Some(name) = to else { return seen.successor(|_| true).ok_or(Error::NoSuccessor) };
-        let named = |node: &NodeId| seen.members.get(node).is_some_and(|member| member.name == name);
-        let voter = seen.voters.iter().flatten().copied().find(named);
-        voter.filter(|node| *node != seen.me).ok_or_else(|| Error::Unknown { name: name.into() })
+        let named = |name: &str, node: NodeId| seen.members.get(&node).is_some_and(|member| member.name == name);
+        seen.successor(|node| to.is_none_or(|name| named(name, node))).ok_or(Error::NoSuccessor)
     }
 
-    /// Hands leadership to one node.
+    /// Hands leadership to one node, when nobody else is at it any longer: the first to end would let writes in for the
+    /// other. Returns the name of who leads then, which is another if an election came first.
     ///
     /// # Errors
     /// See [`Error`].
     pub(super) async fn hand_over_to(&self, node: NodeId) -> Result<String, Error> {
+        let _turn = self.shared.handing_over.lock().await;
+        let role = self.role();
+        if !role.leads {
+            return self.other_leader().ok_or(Error::NotLeader);
+        }
+        let handed = self.attempt(node, role.term).await;
+        if handed.is_err() {
+            sleep(BREATH).await;
+        }
+        handed
+    }
+
+    /// Holds writes until somebody leads a later term than this one, for so long as a successor may take.
+    async fn attempt(&self, node: NodeId, term: u64) -> Result<String, Error> {
         let name = self.member_name(node);
-        let _held = Held::new(self);
-        let deadline = Instant::now() + PATIENCE;
         let timed_out = || Error::TimedOut { name: name.clone() };
-        timeout_at(deadline, self.caught_up(node)).await.map_err(|_| timed_out())?;
-        self.shared.replica.transfer_leader(node).await.map_err(|_| Error::NotLeader)?;
         let mut role = self.shared.replica.role().clone();
-        let took_over = role.wait_for(|role| role.leader == Some(node));
-        match timeout_at(deadline, took_over).await {
-            Ok(Ok(_)) => Ok(name),
-            Ok(Err(_)) | Err(_) => Err(timed_out()),
+        let _held = Held::new(self);
+        let asked = timeout(PATIENCE, async {
+            tokio::select! {
+                refused = self.ask_to_lead(node) => Err(refused),
+                led = role.wait_for(|role| role.term > term && role.leader.is_some()) => {
+                    led.map(drop).map_err(|_| Error::NotLeader)
+                }
+            }
+        });
+        asked.await.map_err(|_| timed_out())??;
+        self.other_leader().ok_or_else(timed_out)
+    }
+
+    /// Asks the other to lead as soon as it can. Returns only if that cannot be asked: whether it does shows in the role.
+    async fn ask_to_lead(&self, node: NodeId) -> Error {
+        self.caught_up(node).await;
+        match self.shared.replica.transfer_leader(node).await {
+            Ok(()) => std::future::pending().await,
+            Err(_) => Error::NotLeader,
         }
     }
 
@@ -130,6 +162,11 @@ impl<R: Runtime> Node<R> {
         while replica.matched().get(&node).copied().flatten() < replica.picture().last_log_index {
             sleep(LOOK).await;
         }
+    }
+
+    /// Who leads, or led last, if it is not this node: by name.
+    fn other_leader(&self) -> Option<String> {
+        self.shared.outbound.leader_elsewhere().map(|leader| self.member_name(leader))
     }
 
     fn member_name(&self, node: NodeId) -> String {

@@ -155,7 +155,8 @@ impl<R: Runtime> Node<R> {
         peer_reply::Kind::Hello(HelloReply { me: Some(self.introduce()), standing: standing.into() })
     }
 
-    fn standing(&self, node: NodeId) -> Standing {
+    /// What is known here of a node's id.
+    pub(super) fn standing(&self, node: NodeId) -> Standing {
         let snapshot = self.shared.reader.snapshot();
         if self.shared.replica.members().members.contains_key(&node) {
             Standing::Member

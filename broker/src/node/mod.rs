@@ -13,7 +13,7 @@ use databroker_proto::internal::ShapeMember;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use self::{
@@ -84,7 +84,7 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5);
 /// Why a request could not be placed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cluster was not initialised yet.
+    /// The cluster was not initialised yet, or did not take this node in within the hold time.
     #[error("this node belongs to no cluster yet")]
     NotInitialized,
     /// No leader was found within the hold time.
@@ -157,6 +157,8 @@ struct Shared<R: Runtime> {
     outbound: Outbound<R>,
     /// Whether writes are placed; false while leadership is handed over.
     open: watch::Sender<bool>,
+    /// Held by whoever hands leadership over.
+    handing_over: tokio::sync::Mutex<()>,
     /// Who was heard.
     directory: Directory,
     /// Peers that refuse this node.
@@ -232,8 +234,8 @@ impl<R: Runtime> Node<R> {
     /// See [`Error`]. After [`Error::NoLeader`] and [`Error::ShuttingDown`] the command may still take effect.
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
-        self.ready()?;
         let deadline = Instant::now() + shared.hold;
+        self.ready_by(deadline).await?;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
         self.fits(&kind)?;
         self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
@@ -282,6 +284,19 @@ impl<R: Runtime> Node<R> {
         Ok(())
     }
 
+    /// The same, but where a cluster is near that is about to take this node in, as after its disk was lost, that is
+    /// waited for. Where there is none, nobody knows when somebody founds one.
+    async fn ready_by(&self, deadline: Instant) -> Result<(), Error> {
+        let ready = self.ready();
+        if !matches!(ready, Err(Error::NotInitialized)) || self.shared.directory.clusters().is_empty() {
+            return ready;
+        }
+        let mut role = self.shared.replica.role().clone();
+        // Whatever comes of it is looked at next.
+        drop(timeout_at(deadline, role.wait_for(|role| role.initialized)).await);
+        self.ready()
+    }
+
     /// A snapshot that holds everything acknowledged, or streamed, anywhere in the cluster before the call.
     ///
     /// # Errors
@@ -291,13 +306,14 @@ impl<R: Runtime> Node<R> {
     }
 
     async fn fence_within(&self, limit: Duration) -> Result<Arc<Snapshot>, Error> {
-        self.ready()?;
+        let deadline = Instant::now() + limit;
+        self.ready_by(deadline).await?;
         let snapshot = self.shared.reader.snapshot();
         if self.needs_no_fence(&snapshot) || mutation::active(Mutation::ReadWithoutFence) {
             return Ok(snapshot);
         }
         let began = Instant::now();
-        timeout(limit, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        timeout_at(deadline, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
         self.shared.observer.fenced(began.elapsed());
         Ok(self.shared.reader.snapshot())
     }

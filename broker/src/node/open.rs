@@ -25,6 +25,7 @@ use super::{
     outbound::Outbound,
     refusals::Refusals,
     replication::WriteGap,
+    retire,
     space::{Space, Volume},
     steward,
     sweep::{self, ChangeLog},
@@ -268,6 +269,7 @@ impl<R: Runtime> Node<R> {
             fences,
             outbound: outbound.clone(),
             open: open.clone(),
+            handing_over: tokio::sync::Mutex::default(),
             directory: Directory::default(),
             refusing: Refusals::default(),
             strangers: Refusals::default(),
@@ -303,6 +305,7 @@ impl<R: Runtime> Node<R> {
         R::spawn("sweep", &failure, sweep::run(Arc::downgrade(&node.shared), change_log));
         R::spawn("hello", &failure, hello::run(Arc::downgrade(&node.shared), seeds));
         R::spawn("steward", &failure, steward::run(Arc::downgrade(&node.shared)));
+        R::spawn("retire", &failure, retire::run(Arc::downgrade(&node.shared)));
         Ok(node)
     }
 

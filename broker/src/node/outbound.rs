@@ -53,7 +53,7 @@ impl<R: Runtime> Outbound<R> {
     /// answer. What was asked may have taken effect all the same.
     ///
     /// # Errors
-    /// [`Refusal::NotLeader`] and [`Refusal::Busy`] when it says so, [`Refusal::Stopped`] when this node has stopped, [`Refusal::Unknown`] for
+    /// [`Refusal::NotLeader`] when it says so, [`Refusal::Stopped`] when this node has stopped, [`Refusal::Unknown`] for
     /// all else.
     pub(super) async fn ask_leader(
         &self,
@@ -69,10 +69,6 @@ impl<R: Runtime> Outbound<R> {
             reply = answered => match reply {
                 Ok(peer_reply::Kind::NotLeader(hint)) => {
                     Err(Refusal::NotLeader { leader: Some(hint.leader).filter(|leader| *leader != 0) })
-                }
-                Ok(peer_reply::Kind::Busy(busy)) => {
-                    tracing::debug!(reason = busy.reason, "the leader takes no more just now");
-                    Err(Refusal::Busy)
                 }
                 Ok(reply) => Ok(reply),
                 Err(error) => {

@@ -1,24 +1,21 @@
-//! The leader's care for the cluster: it makes the voters equal to the shape, tells removed nodes that they are, and
-//! raises what commands may be used once all voters understand them.
+//! The leader's care for the cluster: it makes the voters equal to the shape, and raises what commands may be used once
+//! all voters understand them.
 //!
-//! Looks and does; what is to be done is decided in `shape`.
+//! Looks and does; what is to be done is decided in `shape`. Not here: telling removed nodes that they are (`retire`),
+//! which may take its time.
 
 use std::{collections::BTreeSet, sync::Weak, time::Duration};
 
-use databroker_proto::internal::{ConfirmRetired, RaiseCommandVersion, RetireRequest, peer_reply, peer_request};
-
+use databroker_proto::internal::RaiseCommandVersion;
 use tokio::time::Instant;
 
 use super::{
     Node, Shared,
     clocks::{self, Since},
+    directory::LATELY,
     shape::{self, Observed, Step},
 };
-use crate::{
-    mutation::{self, Mutation},
-    raft::{Member, runtime::Runtime, transport::Peer},
-    store::command::Kind,
-};
+use crate::{raft::runtime::Runtime, store::command::Kind};
 
 /// How often it looks: a new node waits for this before it is replicated to.
 const EVERY: Duration = Duration::from_millis(200);
@@ -26,17 +23,28 @@ const EVERY: Duration = Duration::from_millis(200);
 /// How often the only voter looks, which rarely has anything to do: an idle broker is to cost next to nothing.
 const EVERY_ALONE: Duration = Duration::from_secs(1);
 
-/// How long a removed node may take to write down that it is.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it waits after leadership could not be handed over: writes are held while that is tried.
+const RESPITE: Duration = LATELY;
+
+/// When leadership could not be handed over.
+#[derive(Debug, Default)]
+struct Respite(Option<Instant>);
+
+impl Respite {
+    /// Whether it may be tried.
+    fn is_over(&self, now: Instant) -> bool {
+        self.0.is_none_or(|failed| now.duration_since(failed) >= RESPITE)
+    }
+}
 
 /// Looks after the cluster for as long as somebody holds the node.
 pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>) {
-    let mut ahead = Since::default();
+    let (mut ahead, mut respite) = (Since::default(), Respite::default());
     while let Some(shared) = node.upgrade() {
         let node = Node { shared };
-        node.look_after().await;
+        node.look_after(&mut respite).await;
         node.mind_clock(&mut ahead).await;
-        let pause = if node.role().alone { EVERY_ALONE } else { EVERY };
+        let pause = node.pause();
         // Nobody else holds the node while it waits.
         drop(node);
         tokio::time::sleep(pause).await;
@@ -44,7 +52,12 @@ pub(super) async fn run<R: Runtime>(node: Weak<Shared<R>>) {
 }
 
 impl<R: Runtime> Node<R> {
-    async fn look_after(&self) {
+    /// How long until the leader's care looks again.
+    pub(super) fn pause(&self) -> Duration {
+        if self.role().alone { EVERY_ALONE } else { EVERY }
+    }
+
+    async fn look_after(&self, respite: &mut Respite) {
         if !self.role().leads || self.ready().is_err() {
             self.shared.next_step.send_replace(String::new());
             return;
@@ -59,8 +72,7 @@ impl<R: Runtime> Node<R> {
             before.clone_from(&text);
             changed
         });
-        self.take(step).await;
-        self.tell_removed().await;
+        self.take(step, respite).await;
         self.raise_command_version().await;
     }
 
@@ -90,7 +102,7 @@ impl<R: Runtime> Node<R> {
         }
     }
 
-    async fn take(&self, step: Step) {
+    async fn take(&self, step: Step, respite: &mut Respite) {
         let replica = &self.shared.replica;
         let taken = match step {
             Step::Reached | Step::Wait(_) => return,
@@ -98,7 +110,10 @@ impl<R: Runtime> Node<R> {
             Step::ChangeVoters(voters) => replica.change_voters(voters).await,
             Step::RemoveLearners(nodes) => replica.remove_learners(nodes).await,
             Step::HandOver(node) => {
-                if let Err(error) = self.hand_over_to(node).await {
+                if respite.is_over(Instant::now())
+                    && let Err(error) = self.hand_over_to(node).await
+                {
+                    *respite = Respite(Some(Instant::now()));
                     tracing::warn!(%error, "leadership could not be handed over");
                 }
                 return;
@@ -107,43 +122,6 @@ impl<R: Runtime> Node<R> {
         // Looked at again in a moment: a leader may have lost its office meanwhile.
         if let Err(error) = taken {
             tracing::warn!(%error, "a step towards the shape failed");
-        }
-    }
-
-    /// Removed nodes do not hear from Raft that they are; two that come back together could elect one of them.
-    async fn tell_removed(&self) {
-        let snapshot = self.shared.reader.snapshot();
-        if mutation::active(Mutation::NoRetirement) {
-            return;
-        }
-        for retired in snapshot.cluster().retired.iter().filter(|retired| !retired.confirmed) {
-            let member = Member {
-                name: retired.name.clone(),
-                raft_address: retired.raft_address.clone(),
-                grpc_address: String::new(),
-            };
-            // Only the node itself can confirm; a new one under its name would deny it, and the old disk may come back.
-            if !self.is_running(&retired.name, retired.node) {
-                continue;
-            }
-            let peer = Peer { node: retired.node, member };
-            let kind = peer_request::Kind::Retire(RetireRequest { node: retired.node });
-            match self.shared.outbound.ask(peer, kind, PATIENCE).await {
-                Ok(peer_reply::Kind::Retire(_)) => self.confirm(retired.node).await,
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "a removed node cannot be told yet"),
-            }
-        }
-    }
-
-    /// Whether a node was heard of lately under its name. Before anything was heard of a name, it may be.
-    fn is_running(&self, name: &str, node: u64) -> bool {
-        self.shared.directory.named(name).is_none_or(|heard| heard.said.node == node && heard.is_recent())
-    }
-
-    async fn confirm(&self, node: u64) {
-        if let Err(error) = self.propose_own(Kind::ConfirmRetired(ConfirmRetired { node })).await {
-            tracing::debug!(%error, "that a node is retired could not be noted yet");
         }
     }
 
@@ -185,5 +163,19 @@ impl<R: Runtime> Node<R> {
         if let Err(error) = self.propose_own(Kind::RaiseCommandVersion(raise)).await {
             tracing::debug!(%error, "the command version could not be raised yet");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handover_that_failed_is_tried_again_after_a_while() {
+        let now = Instant::now();
+        assert!(Respite::default().is_over(now));
+        let failed = Respite(Some(now));
+        assert!(!failed.is_over(now) && !failed.is_over(now + RESPITE - Duration::from_millis(1)));
+        assert!(failed.is_over(now + RESPITE));
     }
 }

@@ -4,6 +4,7 @@ use std::{
 };
 
 use databroker_proto::internal::Put;
+use tokio::time::timeout;
 
 use super::*;
 use crate::store::command::outcome;
@@ -365,6 +366,14 @@ async fn inline_node(clock: Arc<dyn Clock>) -> Node<openraft_rt_in_tests::Seeded
 }
 
 async fn inline_node_on(clock: Arc<dyn Clock>, volume: Volume) -> Node<openraft_rt_in_tests::Seeded> {
+    inline_node_among(clock, volume, Arc::new(crate::raft::transport::NoPeers)).await
+}
+
+pub(super) async fn inline_node_among(
+    clock: Arc<dyn Clock>,
+    volume: Volume,
+    transport: Arc<dyn crate::raft::transport::Transport>,
+) -> Node<openraft_rt_in_tests::Seeded> {
     let engines = Engines {
         log: Arc::new(engine::memory::Memory::new(&crate::raft::LOG_SPACES)),
         store: Arc::new(engine::memory::Memory::new(&crate::store::keyspace::Keyspace::names())),
@@ -380,7 +389,7 @@ async fn inline_node_on(clock: Arc<dyn Clock>, volume: Volume) -> Node<openraft_
         failure: Failure::default(),
         timers: Default::default(),
         retention: Default::default(),
-        transport: Arc::new(crate::raft::transport::NoPeers),
+        transport,
     };
     let founding = Founding { cluster_id: "c".into(), server_version: 7.try_into().unwrap() };
     Node::<openraft_rt_in_tests::Seeded>::start(Parts {
@@ -491,17 +500,17 @@ impl Clock for Set {
     }
 }
 
-mod openraft_rt_in_tests {
+pub(super) mod openraft_rt_in_tests {
     use openraft_rt::deterministic_rng::DeterministicRng;
 
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-    pub(super) struct Seeded;
+    pub(in super::super) struct Seeded;
 
     impl crate::raft::runtime::Runtime for Seeded {
         type Async = DeterministicRng<openraft_rt_tokio::TokioRuntime>;
     }
 
-    pub(super) fn run<T>(seed: u64, future: impl Future<Output = T>) -> T {
+    pub(in super::super) fn run<T>(seed: u64, future: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(<Seeded as crate::raft::runtime::Runtime>::Async::scope(seed, future))
     }

@@ -31,3 +31,65 @@ async fn only_the_leader_hands_over_and_others_say_whom_to_ask() {
     drop(leading);
     cluster.end().await;
 }
+
+/// A leader with two voters, of which the first is stopped, and lacks something of the log.
+async fn with_one_stopped() -> (Cluster, Node, &'static str, &'static str) {
+    let mut cluster = Cluster::of([COMMAND_VERSION; 3]).await;
+    let leader = cluster.leader().unwrap().clone();
+    let others: Vec<_> = ["a", "b", "c"].into_iter().filter(|name| *name != leader.shared.member.name).collect();
+    cluster.stop(others[0]).await;
+    leader.propose(put("x")).await.unwrap();
+    (cluster, leader, others[0], others[1])
+}
+
+fn id_of(node: &Node, name: &str) -> crate::raft::NodeId {
+    let members = node.shared.replica.members().members;
+    members.into_iter().find(|(_, member)| member.name == name).unwrap().0
+}
+
+/// The steward, say: whoever it asks seemed to be there a moment ago.
+fn hand_over_to(node: &Node, name: &str) -> tokio::task::JoinHandle<Result<String, HandoverError>> {
+    let (node, to) = (node.clone(), id_of(node, name));
+    tokio::spawn(async move { node.hand_over_to(to).await })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_does_not_answer_is_refused_at_once_and_no_write_is_held_for_it() {
+    let (cluster, leader, stopped, _) = with_one_stopped().await;
+    let missed = id_of(&leader, stopped);
+    cluster.eventually("it is missed", |_| !leader.observe().is_caught_up(missed)).await;
+    let open = leader.shared.open.subscribe();
+    assert_eq!(leader.hand_over(Some(stopped)).await, Err(HandoverError::NoSuccessor));
+    assert!(leader.role().leads && !open.has_changed().unwrap());
+    drop((leader, open));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_handovers_at_once_the_second_begins_when_the_first_is_over() {
+    let (cluster, leader, stopped, there) = with_one_stopped().await;
+    let first = hand_over_to(&leader, stopped);
+    cluster.eventually("writes are held", |_| !*leader.shared.open.borrow()).await;
+    assert_eq!(leader.hand_over(Some(there)).await, Ok(there.into()));
+    assert!(first.is_finished());
+    assert_eq!(first.await.unwrap(), Err(HandoverError::TimedOut { name: stopped.into() }));
+    drop(leader);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_one_ends_when_another_leads() {
+    let (cluster, leader, stopped, there) = with_one_stopped().await;
+    let other = id_of(&leader, there);
+    let handing = hand_over_to(&leader, stopped);
+    cluster.eventually("writes are held", |_| !*leader.shared.open.borrow()).await;
+    // As if it was elected meanwhile.
+    while !handing.is_finished() {
+        drop(leader.shared.replica.transfer_leader(other).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(handing.await.unwrap(), Ok(there.into()));
+    assert!(*leader.shared.open.borrow());
+    drop(leader);
+    cluster.end().await;
+}

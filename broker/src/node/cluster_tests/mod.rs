@@ -4,21 +4,25 @@
 
 mod absence;
 mod clocks;
+mod fences;
 mod forwarding;
 mod founding;
 mod handover;
+mod joining;
 mod recovery;
 mod releases;
+mod retiring;
 mod strangers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
-use databroker_proto::internal::{PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply};
+use databroker_proto::internal::{PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply, peer_reply};
 use futures::{FutureExt as _, future::BoxFuture};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
@@ -40,6 +44,19 @@ struct Hub {
     running: Mutex<BTreeMap<String, Node>>,
     /// Whose calls reach nobody.
     silent: Mutex<BTreeSet<String>>,
+    /// The next read index that is told is one that nobody ever reaches.
+    lies: AtomicBool,
+}
+
+impl Hub {
+    fn pass(&self, mut reply: PeerReply) -> PeerReply {
+        if let Some(peer_reply::Kind::ReadIndex(told)) = &mut reply.kind
+            && self.lies.swap(false, Relaxed)
+        {
+            told.index = u64::MAX;
+        }
+        reply
+    }
 }
 
 struct Line {
@@ -66,11 +83,12 @@ impl Transport for Line {
         request: PeerRequest,
         patience: Duration,
     ) -> BoxFuture<'static, Result<PeerReply, CallError>> {
-        let (node, peer) = (self.reach(&to), to.member.name);
+        let (node, peer, hub) = (self.reach(&to), to.member.name, self.hub.clone());
         async move {
             let node = node?;
             let answer = timeout(patience, node.answer(request)).await;
-            answer.map_err(|_| CallError::TimedOut { peer: peer.clone() })?.map_err(refused(peer))
+            let answer = answer.map_err(|_| CallError::TimedOut { peer: peer.clone() })?.map_err(refused(peer));
+            answer.map(|reply| hub.pass(reply))
         }
         .boxed()
     }
@@ -149,9 +167,20 @@ impl Cluster {
     }
 
     async fn start(&mut self, name: &'static str, knows: u32) -> Result<Node, OpenError> {
+        self.start_at(&format!("{name}:1"), name, knows).await
+    }
+
+    /// Where its peers reach it, whatever is configured.
+    async fn start_at(&mut self, address: &str, name: &'static str, knows: u32) -> Result<Node, OpenError> {
         let clock = self.clocks.entry(name).or_default().clone();
+        let options = Options { clock, ..self.options(name, knows) };
+        let options = Options {
+            transport: Arc::new(Line { hub: self.hub.clone(), from: address.into() }),
+            member: Member { raft_address: address.into(), ..options.member.clone() },
+            ..options
+        };
         let open = async || loop {
-            match Node::open(Options { clock: clock.clone(), ..self.options(name, knows) }).await {
+            match Node::open(options.clone()).await {
                 // Whoever still talks to the node that has stopped here holds its disk for a moment.
                 Err(OpenError::Engine { source: engine::Error::Locked { .. }, .. }) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -160,7 +189,7 @@ impl Cluster {
             }
         };
         let node = timeout(PATIENCE, open()).await.expect("the disk of a stopped node is free")?;
-        self.hub.running.lock().insert(format!("{name}:1"), node.clone());
+        self.hub.running.lock().insert(address.into(), node.clone());
         self.running.insert(name, node.clone());
         Ok(node)
     }
