@@ -1,7 +1,7 @@
 //! What a broker that was killed, or whose files were damaged, may have lost: nothing that it acknowledged.
 //!
 //! `load` writes and remembers what was acknowledged; `history` compares that with what a restarted broker holds; `damage`
-//! spoils copies of a data folder.
+//! spoils copies of a data folder; `full` fills a volume.
 //!
 //! Environment: `CRASH_ROUNDS` (kills; default 10), `CRASH_COPIES` (damaged copies; default 30), `CRASH_SEED` (default:
 //! random, printed).
@@ -10,6 +10,7 @@
 #![allow(unreachable_pub)]
 
 mod damage;
+mod full;
 mod history;
 mod load;
 #[path = "../support/mod.rs"]

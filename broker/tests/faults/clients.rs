@@ -1,8 +1,10 @@
 //! Clients that go from node to node as they must, and remember what they were told.
 //!
-//! Not here: the judgement on it (`history`), and what an attempt that failed means (`attempts`).
+//! Not here: how calls are made (`roaming`), the judgement on it (`history`), and what an attempt that failed means
+//! (`attempts`).
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -13,15 +15,16 @@ use std::{
 use databroker::jwt::SharedKey;
 use databroker_proto::{
     Record,
-    databroker::{PutRequest, SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response},
+    databroker::{SyncRequest, data_broker_service_client::DataBrokerServiceClient, sync_response},
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tonic::{Code, Request, service::interceptor::InterceptedService, transport::Endpoint};
+use tonic::{Code, service::interceptor::InterceptedService, transport::Endpoint};
 
 use crate::{
-    attempts::{Attempts, Disturbed, Kind},
+    attempts::{Attempts, Disturbed},
     history::{Content, History},
+    roaming::{Roaming, hold, read, write},
     support::{Client, MESSAGE_BYTES_MAX, Token},
 };
 
@@ -30,9 +33,6 @@ pub const DEADLINE: Duration = Duration::from_secs(6);
 
 /// The type of the records that writers write.
 pub const TYPE: &str = "faults";
-
-/// Ids each writer uses in turn: few, so that records are overwritten.
-const IDS: u64 = 50;
 
 /// The nodes as clients know them.
 #[derive(Clone)]
@@ -65,6 +65,8 @@ pub struct Told {
     pub acknowledgements: Mutex<Vec<u64>>,
     /// When each of them was acknowledged, and how long it took, in microseconds.
     pub latencies: Mutex<Vec<(u64, u64)>>,
+    /// The version that writers were last told of each record.
+    pub acknowledged: Mutex<BTreeMap<String, u64>>,
     pub calls: AtomicU64,
     pub failed: AtomicU64,
     /// What calls were tried in vain on the way to success or failure.
@@ -78,12 +80,15 @@ pub struct Told {
 #[derive(Clone, Copy, Debug)]
 pub struct Pressure {
     pub writers: usize,
+    pub readers: usize,
+    /// Leases that are held all the time.
+    pub leases: usize,
     pub streams: usize,
     /// Between the acknowledgement of a write and the next write.
     pub pause: Duration,
 }
 
-/// Writers and streams at work.
+/// Clients at work.
 pub struct Load {
     pub told: Arc<Told>,
     pub began: Instant,
@@ -94,11 +99,13 @@ pub struct Load {
 
 impl Load {
     pub fn start(addresses: &Addresses, pressure: Pressure, server_version: u64) -> Self {
-        let Pressure { writers, streams, pause } = pressure;
+        let Pressure { writers, readers, leases, streams, pause } = pressure;
         let (told, stop, began) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(false)), Instant::now());
-        let tasks = (0..writers)
-            .map(|writer| tokio::spawn(write(addresses.clone(), writer, told.clone(), stop.clone(), (began, pause))))
-            .collect();
+        let roaming = |at| Roaming::new(addresses.clone(), told.clone(), at);
+        let writing = (0..writers).map(|at| tokio::spawn(write(roaming(at), at, stop.clone(), (began, pause))));
+        let reading = (0..readers).map(|at| tokio::spawn(read(roaming(at), at as u64, stop.clone())));
+        let holding = (0..leases).map(|at| tokio::spawn(hold(roaming(at), stop.clone())));
+        let tasks = writing.chain(reading).chain(holding).collect();
         let streams = (0..streams)
             .map(|stream| {
                 let at = Arc::new(AtomicU64::new(0));
@@ -123,7 +130,7 @@ impl Load {
     pub async fn end(self, upto: impl AsyncFnOnce() -> u64) -> Arc<Told> {
         self.stop.store(true, Relaxed);
         for task in self.tasks {
-            task.await.expect("a writer does not panic");
+            task.await.expect("a client does not panic");
         }
         let upto = upto().await;
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -139,60 +146,6 @@ impl Load {
             task.abort();
         }
         self.told
-    }
-}
-
-async fn write(
-    addresses: Addresses,
-    writer: usize,
-    told: Arc<Told>,
-    stop: Arc<AtomicBool>,
-    (began, pause): (Instant, Duration),
-) {
-    let mut clients: Vec<_> = (0..addresses.ports.len()).map(|node| addresses.client(node)).collect();
-    let mut node = writer % clients.len();
-    for count in 0_u64.. {
-        if stop.load(Relaxed) {
-            return;
-        }
-        let (id, text) = (format!("{writer}-{}", count % IDS), format!("{writer}.{count}"));
-        let started = Instant::now();
-        let deadline = started + DEADLINE;
-        told.calls.fetch_add(1, Relaxed);
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                told.failed.fetch_add(1, Relaxed);
-                break;
-            }
-            let mut request = Request::new(PutRequest { records: vec![record(&id, &text).into()] });
-            request.set_timeout(left);
-            let disturbed = addresses.disturbed.has(node);
-            match tokio::time::timeout(left, clients[node].put(request)).await {
-                Ok(Ok(response)) => {
-                    let version = response.into_inner().records[0].to_record().expect("it is a record").version;
-                    let now = began.elapsed().as_micros() as u64;
-                    told.acknowledgements.lock().push(now);
-                    told.latencies.lock().push((now, started.elapsed().as_micros() as u64));
-                    told.history.lock().acknowledge(version, (id, text));
-                    tokio::time::sleep(pause).await;
-                    break;
-                }
-                failed => {
-                    // Disturbed before it began or while it ran: a dead connection may be noticed some time later.
-                    let disturbed = disturbed || addresses.disturbed.has(node);
-                    let status = failed.ok().and_then(Result::err);
-                    told.attempts.failed(Kind::of(status.as_ref(), disturbed));
-                    // The node is gone, or cannot place the write: another may.
-                    node = (node + 1) % clients.len();
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            }
-        }
-        // A new token before the old one is over.
-        if count % 5_000 == 4_999 {
-            clients = (0..addresses.ports.len()).map(|node| addresses.client(node)).collect();
-        }
     }
 }
 

@@ -88,7 +88,7 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     seeded("learner");
     let records: usize = from_environment("FAULTS_RECORDS", 20_000);
     // Enough to see what it costs them, and not so much that it is the writers who are measured.
-    let pressure = Pressure { writers: 8, streams: 1, pause: Duration::from_millis(10) };
+    let pressure = Pressure { writers: 8, readers: 0, leases: 0, streams: 1, pause: Duration::from_millis(10) };
     let mut trial = Trial::of(Cluster::start_directly(3, KEPT).await, pressure).await;
     fill(&trial.cluster, &[0, 1, 2], 0..records).await;
     trial.heal().await;

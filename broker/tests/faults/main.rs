@@ -24,6 +24,7 @@ mod outages;
 mod proxy;
 mod reads;
 mod recovery;
+mod roaming;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;

@@ -21,6 +21,8 @@ use crate::{
 
 const WRITERS: usize = 8;
 const STREAMS: usize = 14;
+/// Of the clients that read.
+const READERS_AT_WORK: usize = 2;
 
 /// Reads at once while a node is asked for everything.
 const READERS: usize = 32;
@@ -51,7 +53,8 @@ pub struct Trial {
 
 impl Trial {
     pub async fn start() -> Self {
-        let pressure = Pressure { writers: WRITERS, streams: STREAMS, pause: Duration::ZERO };
+        let pressure =
+            Pressure { writers: WRITERS, readers: READERS_AT_WORK, leases: 1, streams: STREAMS, pause: Duration::ZERO };
         Self::of(Cluster::start(3).await, pressure).await
     }
 

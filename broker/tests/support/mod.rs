@@ -47,13 +47,19 @@ pub struct Refusal {
 impl Broker {
     /// Starts a broker on a folder and waits until its address is known.
     pub fn start(folder: &Path) -> Result<Self, Refusal> {
-        let mut child = Self::spawn(folder);
-        let began = Instant::now();
+        let _ = fs::remove_file(folder.join("address"));
+        Self::start_as(Self::command(folder), folder, |_| folder.to_owned())
+    }
+
+    /// The same with another command; `seen`: where the folder of the process with an id is to be looked into.
+    pub fn start_as(mut command: Command, folder: &Path, seen: impl FnOnce(u32) -> PathBuf) -> Result<Self, Refusal> {
+        let mut child = launch(&mut command, folder);
+        let (began, seen) = (Instant::now(), seen(child.id()));
         loop {
             if let Some(status) = child.try_wait().expect("the child can be waited for") {
                 return Err(Refusal { status, stderr: fs::read_to_string(stderr_file(folder)).unwrap_or_default() });
             }
-            if let Some((address, key)) = announced(folder) {
+            if let Some((address, key)) = announced(&seen) {
                 return Ok(Self { child, folder: folder.to_owned(), address, key });
             }
             if began.elapsed() > PATIENCE {
@@ -68,15 +74,16 @@ impl Broker {
     /// Starts the process and does not wait for anything.
     pub fn spawn(folder: &Path) -> Child {
         let _ = fs::remove_file(folder.join("address"));
-        Command::new(binary())
+        launch(&mut Self::command(folder), folder)
+    }
+
+    fn command(folder: &Path) -> Command {
+        let mut command = Command::new(binary());
+        command
             .args(["serve", "--grpc-address", "127.0.0.1:0", "--health-check-addr", "127.0.0.1:0"])
             .args(["--databroker-storage-connection-string", &format!("file://{}", folder.display())])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(stderr_file(folder)).expect("the folder's parent is writable"))
-            .spawn()
-            .expect("the binary starts")
+            .env_clear();
+        command
     }
 
     pub fn pid(&self) -> u32 {
@@ -154,6 +161,12 @@ impl Interceptor for Token {
         request.metadata_mut().insert(METADATA_KEY, self.0.clone());
         Ok(request)
     }
+}
+
+/// Starts a process that keeps what it says in a file.
+fn launch(command: &mut Command, folder: &Path) -> Child {
+    let stderr = File::create(stderr_file(folder)).expect("the folder's parent is writable");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().expect("the program starts")
 }
 
 /// The binary under test.

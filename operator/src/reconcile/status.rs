@@ -94,7 +94,8 @@ pub fn compute(visit: &Visit<'_>, old: Option<&DatabrokerStatus>, now: Timestamp
         current_revision: set.and_then(|set| set.current_revision.clone()),
         update_revision: update,
         version: version(visit.answers).or(old.version),
-        certificates: visit.not_after.map(|at| Certificates { not_after: Some(Time(at)) }),
+        // One that is missing is made anew: until it is there, the condition says so.
+        certificates: visit.not_after.map(|at| Certificates { not_after: Some(Time(at)) }).or(old.certificates),
         endpoints: Some(endpoints(valid)),
     }
 }
