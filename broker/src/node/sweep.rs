@@ -1,4 +1,5 @@
-//! The leader's broom: proposes `Sweep`, which removes old changes, records past their ttl, and expired services.
+//! The leader's broom: proposes `Sweep`, which removes old changes, records past their ttl, and expired services, and goes
+//! on with what writes and options have left.
 //!
 //! When is decided purely; what goes is decided in the store.
 
@@ -43,7 +44,8 @@ struct Last {
 /// When the next sweep is due.
 fn due_nanos(last: Last, progress: &Progress) -> u64 {
     let Some(at) = last.at_nanos.filter(|_| !last.more) else { return 0 };
-    let expiry = if progress.evicting { 0 } else { progress.next_service_expiry_nanos.unwrap_or(u64::MAX) };
+    let is_left = progress.evicting || progress.indexing;
+    let expiry = if is_left { 0 } else { progress.next_service_expiry_nanos.unwrap_or(u64::MAX) };
     expiry.clamp(at.saturating_add(PAUSE_NANOS), at.saturating_add(EVERY_NANOS))
 }
 
@@ -120,5 +122,7 @@ mod tests {
         assert_eq!(due(last(100 * S, false), Some(50 * S)), 101 * S);
         let evicting = Progress { evicting: true, ..Progress::default() };
         assert_eq!(due_nanos(last(100 * S, false), &evicting), 101 * S);
+        let indexing = Progress { indexing: true, ..Progress::default() };
+        assert_eq!(due_nanos(last(100 * S, false), &indexing), 101 * S);
     }
 }

@@ -8,8 +8,8 @@ use prost::Message as _;
 
 use super::{
     Options, Position, Step, Store,
-    command::{Answer, Command, Entry, Kind, outcome},
-    engine::memory::Memory,
+    command::{Answer, Command, Entry, FIELDS_MAX, Kind, outcome},
+    engine::{Engine, memory::Memory},
     keyspace::{INDEXED_VALUE_BYTES_MAX, Keyspace, NAME_BYTES_MAX, PATH_BYTES_MAX},
 };
 
@@ -23,9 +23,17 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn new() -> Self {
-        let store = Store::open(Arc::new(Memory::new(&Keyspace::names())), &Options::default()).unwrap();
-        let mut log = Self { store, index: 0 };
-        log.apply(Kind::Init(internal::Init { cluster_id: "c".into(), server_version: 7 }));
+        Self::on(Arc::new(Memory::new(&Keyspace::names())), &Options::default())
+    }
+
+    /// Goes on where the engine stands.
+    pub(super) fn on(engine: Arc<dyn Engine>, options: &Options) -> Self {
+        let store = Store::open(engine, options).unwrap();
+        let index = store.applied().0.map_or(0, |position| position.index);
+        let mut log = Self { store, index };
+        if index == 0 {
+            log.apply(Kind::Init(internal::Init { cluster_id: "c".into(), server_version: 7 }));
+        }
         log
     }
 
@@ -70,6 +78,18 @@ fn names_too_long_for_a_key_are_refused_and_stop_nothing() {
     assert!(refused(&log.apply(options("t", &long))));
     assert!(!refused(&log.apply(lease(""))), "an empty name is a name");
     assert!(!refused(&log.put("", "", None)), "so are an empty type and id");
+}
+
+#[test]
+fn more_indexed_fields_than_allowed_are_refused_though_they_be_the_same() {
+    let mut log = Log::new();
+    let options = |fields: usize| {
+        let indexable_fields = vec!["f".to_owned(); fields];
+        let options = databroker_proto::databroker::Options { indexable_fields, ..Default::default() };
+        Kind::SetOptions(internal::SetOptions { r#type: "t".into(), options: options.encode_to_vec().into() })
+    };
+    assert!(!refused(&log.apply(options(FIELDS_MAX))));
+    assert!(refused(&log.apply(options(FIELDS_MAX + 1))));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{
     super::mutation::{self, Mutation},
-    apply::{Batch, Memory, Rules, TypeRules},
+    apply::{Batch, INDEX_ENTRIES_MAX, Memory, Rules, TypeRules},
     cache::{Caching, Counters},
     cidr::CidrTable,
     command::{self, Answer, COMMAND_VERSION, TooNew},
@@ -64,11 +64,19 @@ pub struct Options {
     pub record_cache_bytes_max: u64,
     /// The newest command version that may be met. Only tests say something else than [`COMMAND_VERSION`].
     pub knows: u32,
+    /// How many entries of indexes one SetOptions changes at most; it decides what is stored, so all nodes must have the
+    /// same. Only tests say something else than [`INDEX_ENTRIES_MAX`].
+    pub index_entries_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tail_bytes_max: 8 << 20, record_cache_bytes_max: 16 << 20, knows: COMMAND_VERSION }
+        Self {
+            tail_bytes_max: 8 << 20,
+            record_cache_bytes_max: 16 << 20,
+            knows: COMMAND_VERSION,
+            index_entries_max: INDEX_ENTRIES_MAX,
+        }
     }
 }
 
@@ -125,6 +133,7 @@ pub struct Store {
     memory: Memory,
     descriptors: Arc<Descriptors>,
     knows: u32,
+    index_entries_max: u64,
 }
 
 /// What an engine holds of a store, with all of it that is kept in memory.
@@ -204,8 +213,21 @@ impl Store {
         let published = contents.published();
         let Contents { engine, view, state, cluster, membership, rules, memory, cidr, .. } = contents;
         let reader = Reader::new(published, descriptors.clone(), cidr, options.tail_bytes_max, counters);
-        let knows = options.knows;
-        Ok(Self { engine, caching, reader, view, state, cluster, membership, rules, memory, descriptors, knows })
+        let Options { knows, index_entries_max, .. } = *options;
+        Ok(Self {
+            engine,
+            caching,
+            reader,
+            view,
+            state,
+            cluster,
+            membership,
+            rules,
+            memory,
+            descriptors,
+            knows,
+            index_entries_max,
+        })
     }
 
     /// The newest command version it can apply.
@@ -263,6 +285,7 @@ impl Store {
             cidr: Vec::new(),
             cleared: false,
             evicted: 0,
+            index_entries_max: self.index_entries_max,
         };
         let mut answers = Vec::with_capacity(steps.len());
         for (position, step) in steps {

@@ -38,6 +38,8 @@ pub mod wire;
 #[cfg(test)]
 mod capacity_tests;
 #[cfg(test)]
+mod indexing_tests;
+#[cfg(test)]
 mod limits_tests;
 mod machine;
 #[cfg(test)]
@@ -46,6 +48,8 @@ mod model_tests;
 mod samples;
 #[cfg(test)]
 mod strategies;
+#[cfg(test)]
+mod sweep_tests;
 
 pub use apply::check_shape;
 pub use machine::{Error, Options, Position, Step, Store};

@@ -20,7 +20,7 @@ use parking_lot::RwLock;
 use super::{
     super::mutation::{self, Mutation},
     Error, Position,
-    apply::{Change, CidrChange, Rules},
+    apply::{self, Change, CidrChange, Rules},
     cache::{self, Counters},
     cidr::CidrTable,
     engine::{KeyBounds, View},
@@ -50,6 +50,8 @@ pub struct Progress {
     pub next_service_expiry_nanos: Option<u64>,
     /// Some type holds more than its capacity: more had to go than one command evicts, and Sweep is to go on with it.
     pub evicting: bool,
+    /// Some index is not yet as the options say: more was to be changed than one command does, and Sweep is to go on.
+    pub indexing: bool,
 }
 
 /// What the owner hands to readers after a batch.
@@ -225,6 +227,11 @@ impl Snapshot {
         &self.published.rules
     }
 
+    /// Whether the index of a field has all that it is to have, so that it may be read.
+    pub(super) fn is_indexed_by_field(&self, record_type: &[u8], field: &str) -> bool {
+        apply::is_indexed_by_field(&self.published.state, record_type, field)
+    }
+
     pub(super) fn descriptors(&self) -> &Descriptors {
         &self.descriptors
     }
@@ -241,6 +248,7 @@ impl Snapshot {
             now_nanos: state.now_nanos,
             next_service_expiry_nanos: self.published.next_service_expiry_nanos,
             evicting: !state.evicting.is_empty(),
+            indexing: !state.indexing.is_empty(),
         }
     }
 

@@ -92,6 +92,11 @@ impl<'v> Txn<'v> {
         }
     }
 
+    /// Forgets how to undo what was done so far: no savepoint is gone back to any more.
+    pub fn settle(&mut self) {
+        self.undo.clear();
+    }
+
     /// The changes, one per key, by space, then key.
     pub fn into_batch(self) -> Batch {
         let spaces = (0..=u8::MAX).map(Space).zip(self.overlays);
@@ -249,6 +254,7 @@ mod tests {
         Save,
         /// Back to the newest, the one before it, … savepoint.
         Rollback(usize),
+        Settle,
     }
 
     fn key() -> impl Strategy<Value = Vec<u8>> {
@@ -265,6 +271,7 @@ mod tests {
             4 => (0..SPACES, key()).prop_map(|(space, key)| Act::Remove(space, key)),
             1 => Just(Act::Save),
             1 => (0..3_usize).prop_map(Act::Rollback),
+            1 => Just(Act::Settle),
         ]
     }
 
@@ -300,6 +307,10 @@ mod tests {
                     model.remove(&(space, key));
                 }
                 Act::Save => saved.push((txn.savepoint(), model.clone())),
+                Act::Settle => {
+                    saved.clear();
+                    txn.settle();
+                }
                 Act::Rollback(back) => {
                     let keep = saved.len().saturating_sub(back + 1);
                     if let Some((savepoint, then)) = saved.drain(keep..).next() {

@@ -64,6 +64,13 @@ pub struct Parts {
     pub unknown: Bytes,
 }
 
+impl Parts {
+    /// About the size of the record.
+    pub fn bytes(&self) -> usize {
+        self.data.as_ref().map_or(0, Bytes::len) + self.unknown.len() + self.id.len()
+    }
+}
+
 /// What the store says of a record when it writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {

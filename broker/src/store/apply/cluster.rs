@@ -66,6 +66,8 @@ impl Batch<'_> {
         self.state.checkpoint_server_version = 0;
         self.state.checkpoint_record_version = 0;
         self.state.evicting.clear();
+        self.state.indexing.clear();
+        self.state.expiry_begins_after.clear();
         self.state.epoch = self.state.epoch.saturating_add(1);
         self.rules = super::Rules::default();
         self.changes.clear();

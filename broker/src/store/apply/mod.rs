@@ -1,7 +1,7 @@
 //! What commands do to the store: one batch of log entries on its way into the engine.
 //!
 //! ```text
-//!   entry ─▶ dispatch ─▶ records · patch · capacity · options · lease · registry · sweep · cluster
+//!   entry ─▶ dispatch ─▶ records · patch · capacity · options · indexing · lease · registry · sweep · cluster
 //!               │             └─▶ Txn (reads its own writes)   State   changes for the tail
 //!               └─▶ answers (a request seen before is answered, not applied)
 //! ```
@@ -29,6 +29,7 @@ use super::{
 mod answers;
 mod capacity;
 mod cluster;
+mod indexing;
 mod lease;
 mod options;
 mod patch;
@@ -39,6 +40,7 @@ mod sweep;
 
 pub use answers::Memory;
 pub use cluster::{SHAPE_MEMBERS_MAX, check_shape};
+pub use indexing::{INDEX_ENTRIES_MAX, is_indexed_by_field};
 pub use rules::{Rules, TypeRules};
 
 /// One change of the change log, for streams at the tail.
@@ -79,6 +81,8 @@ pub(super) struct Batch<'a> {
     pub(super) cleared: bool,
     /// Records that went because their type holds more than its capacity: for metrics.
     pub(super) evicted: u64,
+    /// See [`super::Options::index_entries_max`].
+    pub(super) index_entries_max: u64,
 }
 
 /// What a refused command must undo.
@@ -101,7 +105,13 @@ impl Batch<'_> {
     pub(super) fn apply(&mut self, entry: Entry) -> Result<Vec<Answer>, Error> {
         // Time never runs back, whatever a new leader's clock says.
         self.state.now_nanos = self.state.now_nanos.max(entry.now_nanos).max(mutation::own_clock_nanos());
-        entry.commands.into_iter().map(|command| self.apply_once(command)).collect()
+        let each = entry.commands.into_iter().map(|command| {
+            let answer = self.apply_once(command);
+            // A thousand commands may share a batch, and no one undoes another.
+            self.txn.settle();
+            answer
+        });
+        each.collect()
     }
 
     fn apply_once(&mut self, command: Command) -> Result<Answer, Error> {

@@ -1,6 +1,6 @@
 //! What the options of a type mean for its records, and the options every store starts with.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use databroker_proto::{TYPE_URL_PREFIX, databroker::Options};
@@ -52,9 +52,10 @@ impl Rules {
         self.0.get(record_type)
     }
 
-    /// All of them, in type order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Arc<TypeRules>)> {
-        self.0.iter()
+    /// All of them, in type order, but beginning after this type.
+    pub fn iter_after(&self, record_type: &Bytes) -> impl Iterator<Item = (&Bytes, &Arc<TypeRules>)> {
+        let after = self.0.range::<Bytes, _>((Bound::Excluded(record_type), Bound::Unbounded));
+        after.chain(self.0.range::<Bytes, _>(..=record_type))
     }
 
     pub(in super::super) fn insert(&mut self, record_type: Bytes, rules: TypeRules) {

@@ -15,24 +15,29 @@ use super::{
         engine::KeyBounds,
         keyspace::{Keyspace, records as keys, rows},
         machine::damaged,
-        wire,
+        wire::{self, Parts},
     },
     Batch,
     capacity::Budget,
 };
 
 impl Batch<'_> {
-    /// Sweeps garbage of earlier epochs, the change log, records past their ttl, those that writes have left beyond a
-    /// capacity, and expired services; of each kind at most so many, so that none starves another.
+    /// Sweeps garbage of earlier epochs, the change log, indexes that options have left unfinished, records past their ttl,
+    /// those that writes have left beyond a capacity, and expired services; of each kind at most so many, so that none
+    /// starves another.
     pub(super) fn sweep(&mut self, sweep: &Sweep) -> Result<Answer, Error> {
         let at_most = usize::try_from(sweep.deletions_max).unwrap_or(usize::MAX).max(1);
         let garbage = self.sweep_epochs(at_most)?;
         let change_log_entries = self.sweep_change_log(sweep, at_most)?;
-        let records = self.sweep_expired_records(at_most)?;
+        // Before what reads them.
+        self.sweep_indexes(Budget::of_sweep(at_most))?;
+        let (records, all) = self.sweep_expired_records(Budget::of_sweep(at_most))?;
         self.sweep_excess(Budget::of_sweep(at_most))?;
         let services = self.sweep_services(at_most)?;
-        let more =
-            [garbage, change_log_entries, records, services].contains(&at_most) || !self.state.evicting.is_empty();
+        let more = [garbage, change_log_entries, services].contains(&at_most)
+            || !all
+            || !self.state.evicting.is_empty()
+            || !self.state.indexing.is_empty();
         let (change_log_entries, records, services) = (change_log_entries as u64, records as u64, services as u64);
         Ok(Answer::of(outcome::Kind::Swept(Swept { more, change_log_entries, records, services })))
     }
@@ -89,33 +94,52 @@ impl Batch<'_> {
         Ok(swept)
     }
 
-    fn sweep_expired_records(&mut self, at_most: usize) -> Result<usize, Error> {
+    /// Types take turns: the one that was swept when the last sweep ended comes last. Returns how many went, and whether
+    /// these are all. A type whose index by age is not complete waits for it: `State::indexing` says that more is left.
+    fn sweep_expired_records(&mut self, mut budget: Budget) -> Result<(usize, bool), Error> {
         let rules = self.rules.clone();
+        let mut last = std::mem::take(&mut self.state.expiry_begins_after);
         let mut swept = 0;
-        for (record_type, rules) in rules.iter() {
-            let Some(ttl) = rules.ttl_nanos else { continue };
+        for (record_type, rules) in rules.iter_after(&last.clone()) {
+            let Some(ttl) = rules.ttl_nanos.filter(|_| self.is_indexed_by_age(record_type)) else { continue };
             let cutoff = self.state.now_nanos.saturating_sub(ttl);
-            for id in self.expired(record_type, cutoff, at_most - swept)? {
-                swept += 1;
-                self.delete(record_type, &id)?;
+            let (oldest, all) = self.expired(record_type, cutoff, &mut budget)?;
+            swept += oldest.len();
+            oldest.iter().try_for_each(|parts| self.retire(parts).map(drop))?;
+            if !oldest.is_empty() {
+                last = record_type.clone();
+            }
+            if !all {
+                self.state.expiry_begins_after = last;
+                return Ok((swept, false));
             }
         }
-        Ok(swept)
+        Ok((swept, true))
     }
 
-    /// Ids of records last modified before the cutoff, oldest first. Time never runs back, so order of version is order
-    /// of time.
-    fn expired(&self, record_type: &Bytes, cutoff_nanos: u64, at_most: usize) -> Result<Vec<Bytes>, Error> {
-        let mut found = Vec::new();
+    /// Records last modified before the cutoff, oldest first, and whether these are all. Time never runs back, so order
+    /// of version is order of time.
+    fn expired(
+        &self,
+        record_type: &Bytes,
+        cutoff_nanos: u64,
+        budget: &mut Budget,
+    ) -> Result<(Vec<Parts>, bool), Error> {
+        let mut oldest = Vec::new();
         let bounds = keys::of_type(self.state.epoch, record_type);
-        for item in self.txn.range(Keyspace::AgeIndex.space(), bounds).take(at_most) {
+        for item in self.txn.range(Keyspace::AgeIndex.space(), bounds) {
             let (_, id) = item?;
             match self.live(record_type, &id)? {
-                Some(parts) if parts.modified_at_nanos < cutoff_nanos => found.push(id),
+                Some(parts) if parts.modified_at_nanos < cutoff_nanos => {
+                    if !budget.take(parts.bytes()) {
+                        return Ok((oldest, false));
+                    }
+                    oldest.push(parts);
+                }
                 _ => break,
             }
         }
-        Ok(found)
+        Ok((oldest, true))
     }
 
     fn sweep_services(&mut self, at_most: usize) -> Result<usize, Error> {

@@ -18,6 +18,7 @@ use prost::Message as _;
 
 use super::{
     Options, Position, Step, Store,
+    apply::INDEX_ENTRIES_MAX,
     command::{Answer, Reason},
     dump,
     engine::{Engine, fjall::Fjall, memory::Memory},
@@ -38,12 +39,10 @@ struct Driver {
 }
 
 impl Driver {
-    fn open(engine: Arc<dyn Engine>) -> Self {
-        let store = Store::open(
-            engine,
-            &Options { tail_bytes_max: 2000, record_cache_bytes_max: 16 << 10, ..Options::default() },
-        )
-        .unwrap();
+    fn open(engine: Arc<dyn Engine>, index_entries_max: u64) -> Self {
+        let options =
+            Options { tail_bytes_max: 2000, record_cache_bytes_max: 16 << 10, index_entries_max, ..Options::default() };
+        let store = Store::open(engine, &options).unwrap();
         Self { store, index: 0, batch: Vec::new() }
     }
 
@@ -77,12 +76,13 @@ fn is_invalid(reason: Reason) -> bool {
     matches!(reason, Reason::InvalidMask | Reason::UnknownType | Reason::TypeMismatch | Reason::InvalidData)
 }
 
-fn run(ops: Vec<Op>, cuts: &[bool], asks: &[Ask]) {
+fn run(ops: Vec<Op>, cuts: &[bool], asks: &[Ask], index_entries_max: u64) {
     let folder = tempfile::tempdir().unwrap();
     let names = Keyspace::names();
     let on_disk = Arc::new(Fjall::open(folder.path(), &names, Default::default()).unwrap());
     let in_memory = Arc::new(Memory::new(&names));
-    let (mut one_by_one, mut batched) = (Driver::open(in_memory.clone()), Driver::open(on_disk.clone()));
+    let mut one_by_one = Driver::open(in_memory.clone(), index_entries_max);
+    let mut batched = Driver::open(on_disk.clone(), index_entries_max);
     let mut now = 1_700_000_000 * SECOND;
     let init = entry(now, None, Kind::Init(Init { cluster_id: "c".into(), server_version: 3 }));
     one_by_one.one(&init);
@@ -133,6 +133,7 @@ fn run(ops: Vec<Op>, cuts: &[bool], asks: &[Ask]) {
                     let Some(outcome::Kind::Swept(swept)) = &answer.outcome.kind else { panic!("{answer:?}") };
                     more = swept.more;
                     model.sweep(*age, *bytes_max, at_most);
+                    check_contents(&one_by_one.store, &model, asks);
                     batched.enqueue(&next);
                     expected_answers.push(answer);
                     rounds += 1;
@@ -156,7 +157,7 @@ fn run(ops: Vec<Op>, cuts: &[bool], asks: &[Ask]) {
     let dump_of = |engine: &dyn Engine| dump::dump(&*engine.view().unwrap()).unwrap();
     assert_eq!(dump_of(&*in_memory), dump_of(&*on_disk), "batches do not show in what is stored");
     // What was stored is read back after a restart.
-    let reopened = Driver::open(on_disk);
+    let reopened = Driver::open(on_disk, index_entries_max);
     assert_eq!(reopened.store.applied(), one_by_one.store.applied());
     check_contents(&reopened.store, &model, asks);
 }
@@ -169,6 +170,16 @@ proptest! {
         cuts in prop::collection::vec(any::<bool>(), 40),
         asks in prop::collection::vec(ask(), 8),
     ) {
-        run(ops, &cuts, &asks);
+        run(ops, &cuts, &asks, INDEX_ENTRIES_MAX);
+    }
+
+    #[test]
+    fn random_commands_do_what_the_model_does_while_indexes_come_and_go(
+        ops in prop::collection::vec(op().prop_map(Op::without_age), 1..40),
+        cuts in prop::collection::vec(any::<bool>(), 40),
+        asks in prop::collection::vec(ask(), 8),
+        index_entries_max in 0..4_u64,
+    ) {
+        run(ops, &cuts, &asks, index_entries_max);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Model {
     pub(super) leases: BTreeMap<String, (String, u64)>,
     pub(super) services: BTreeMap<(i32, String), u64>,
     pub(super) checkpoint: (u64, u64),
+    /// The last type of which the last sweep removed expired records, if it left some.
+    pub(super) expiry_begins_after: String,
 }
 
 /// What a command is to be answered with.
@@ -167,7 +169,9 @@ impl Model {
             self.earliest = version + 1;
         }
         let mut left = at_most;
-        for (record_type, options) in self.options.clone() {
+        let mut last = std::mem::take(&mut self.expiry_begins_after);
+        let (first, then): (Vec<_>, Vec<_>) = self.options.clone().into_iter().partition(|(of, _)| *of > last);
+        for (record_type, options) in first.into_iter().chain(then) {
             let Some(ttl) = options.ttl.map(|ttl| ttl.seconds).filter(|ttl| *ttl > 0) else { continue };
             let cutoff = self.now.saturating_sub(ttl as u64 * SECOND);
             let mut expired: Vec<Record> = self
@@ -180,9 +184,11 @@ impl Model {
             expired.sort_by_key(|record| record.version);
             for record in expired {
                 if left == 0 {
+                    self.expiry_begins_after = last;
                     return self.sweep_services(at_most);
                 }
                 left -= 1;
+                last.clone_from(&record_type);
                 self.delete(&record_type, &record.id);
             }
         }

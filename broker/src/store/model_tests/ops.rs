@@ -65,6 +65,18 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+impl Op {
+    /// Options with nothing for which the oldest must be found: that waits for an index that is not complete.
+    pub(super) fn without_age(self) -> Self {
+        match self {
+            Self::Options { record_type, indexed, .. } => {
+                Self::Options { record_type, capacity: None, ttl: None, indexed }
+            }
+            other => other,
+        }
+    }
+}
+
 /// Paths into this kind of data in any order, at times none, at times with one that leads nowhere.
 fn mask(data: Data) -> impl Strategy<Value = Vec<String>> {
     let paths: &[&'static str] = match data {

@@ -96,7 +96,7 @@ impl Estimate<'_> {
                 Access::Id(_) => (Cost::Point, self.types.max(1)),
                 Access::Address(value) => (Cost::Point, self.around(value)),
                 Access::Index(_) => (Cost::Lookup, MANY),
-                Access::Record => (Cost::Scan, 1),
+                Access::Unfinished(_) | Access::Record => (Cost::Scan, 1),
             },
         }
     }
@@ -114,6 +114,8 @@ enum Access<'a> {
     Id(&'a str),
     Address(&'a str),
     Index(Indexed<'a>),
+    /// The index is not complete yet: what it is to have of a record is seen in the record.
+    Unfinished(Indexed<'a>),
     Record,
 }
 
@@ -124,7 +126,11 @@ impl<'a> Access<'a> {
             (Field::Cidr, ..) => Self::Nothing,
             (Field::Id, Operator::Equals, Some(value)) => Self::Id(value),
             (Field::Path(path), Operator::Equals, Some(value)) => {
-                Indexed::find(snapshot, record_type, path, value).map_or(Self::Record, Self::Index)
+                match Indexed::find(snapshot, record_type, path, value) {
+                    None => Self::Record,
+                    Some(indexed) if indexed.is_complete(snapshot) => Self::Index(indexed),
+                    Some(indexed) => Self::Unfinished(indexed),
+                }
             }
             _ => Self::Record,
         }
@@ -148,11 +154,19 @@ impl<'a> Indexed<'a> {
         (value.len() <= INDEXED_VALUE_BYTES_MAX).then_some(found)
     }
 
+    fn field(&self) -> &str {
+        self.rules.fields.get(self.nth).map_or("", String::as_str)
+    }
+
+    fn is_complete(&self, snapshot: &Snapshot) -> bool {
+        snapshot.is_indexed_by_field(self.record_type.as_bytes(), self.field())
+    }
+
     /// What the index has under the value, in order.
     fn keys<'s>(&self, snapshot: &'s Snapshot) -> impl Iterator<Item = Result<Key, Error>> + use<'s> {
         let type_bytes = Bytes::copy_from_slice(self.record_type.as_bytes());
-        let field = self.rules.fields.get(self.nth).map_or("", String::as_str);
-        let bounds = keys::field_value(snapshot.epoch(), self.record_type.as_bytes(), field, self.value.as_bytes());
+        let (of_type, value) = (self.record_type.as_bytes(), self.value.as_bytes());
+        let bounds = keys::field_value(snapshot.epoch(), of_type, self.field(), value);
         snapshot.view().range(Keyspace::FieldIndex.space(), bounds).map(move |item| {
             let id = keys::read_field_id(&item?.0)
                 .map_err(|error| Error::Damaged { what: format!("a field-index key: {error}") })?;
@@ -160,7 +174,7 @@ impl<'a> Indexed<'a> {
         })
     }
 
-    /// Whether the index has this record under the value.
+    /// Whether the index has this record under the value, or will have it.
     fn has(&self, candidate: &Candidate<'_>) -> bool {
         // All values of a plan belong to the same type: thousands of them need the record's only once.
         let values = candidate
@@ -199,7 +213,7 @@ pub(super) enum Plan<'a> {
     Not(Box<Plan<'a>>),
     /// Exactly these records match.
     Set(Keys),
-    /// An index could tell, but with more keys than are held.
+    /// An index could tell, but with more keys than are held, or later.
     Value(Indexed<'a>),
     /// The address index could tell, but with more keys than are held.
     Network(IpNet),
@@ -266,7 +280,7 @@ pub(super) fn exact_keys<'s>(
         },
         Access::Index(indexed) => Some(Box::new(indexed.keys(snapshot))),
         // An id may be anybody's.
-        Access::Id(_) | Access::Record => None,
+        Access::Id(_) | Access::Unfinished(_) | Access::Record => None,
     }
 }
 
@@ -294,6 +308,7 @@ impl<'a> Planner<'a, '_> {
                 Access::Address(value) => self.around(value),
                 Access::Id(id) => self.with_id(id)?.map_or(Plan::Test(filter), Plan::Set),
                 Access::Index(indexed) => self.look_up(indexed)?,
+                Access::Unfinished(indexed) => Plan::Value(indexed),
                 Access::Record => Plan::Test(filter),
             },
         })
