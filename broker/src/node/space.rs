@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use crate::store::{command::Kind, wire};
 
-/// Of a large volume, so much is kept: what the store has in memory, 64 MiB, has to be written, and files are put together in pieces
-/// of that size while the old ones are still there.
-const RESERVE_MAX: u64 = 256 << 20;
-/// Of a small one, this part. An eighth was seen to be too little on 512 MiB under load.
-const RESERVE_PART: u64 = 4;
-/// Of the reserve, the last part is not for deletions either: a deleted record is kept for a while, for streams that resume.
-const FLOOR_PART: u64 = 4;
+/// Of a large volume, so much is kept: what was taken a moment ago has yet to be written, to the log and to the store, and
+/// both put tables together while the old ones are still there (up to 200 MiB, see `TABLE_BYTES` of the engine).
+const RESERVE_MAX: u64 = 320 << 20;
+/// Of a small one, this part. A quarter was seen to be too little on 512 MiB under load.
+const RESERVE_PART: u64 = 2;
+/// Of the reserve, so many parts of so many are not for deletions either: a deleted record is kept for a while, for streams that resume.
+const FLOOR_PARTS: (u64, u64) = (3, 4);
 /// How old what was seen may be: a disk is not filled by more than some tens of megabytes in that time.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -81,7 +81,7 @@ impl Space {
     pub(super) fn keeps_from(&self, full: &Full, kind: &Kind) -> bool {
         match kind {
             Kind::Put(Put { records }) | Kind::Patch(Patch { records, .. }) => {
-                full.free < self.reserve / FLOOR_PART || !are_deletions(records)
+                full.free < self.reserve / FLOOR_PARTS.1 * FLOOR_PARTS.0 || !are_deletions(records)
             }
             _ => false,
         }

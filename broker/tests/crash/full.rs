@@ -19,13 +19,13 @@ use tonic::{Code, Status};
 use crate::support::{Broker, Client, PATIENCE, binary};
 
 /// Small enough to be full soon, and to fit into the memory of a machine that runs tests.
-const SIZE: &str = "256m";
-const LARGER: &str = "768m";
+const SIZE: &str = "512m";
+const LARGER: &str = "1g";
 
 const WRITERS: usize = 8;
 const RECORD_BYTES: usize = 100 << 10;
 /// More than the volume holds.
-const RECORDS_MAX: usize = 4_000;
+const RECORDS_MAX: usize = 8_000;
 /// Writes that are tried while it is full: if each took some of the reserve, it would be gone.
 const TRIED_IN_VAIN: usize = 1_000;
 
@@ -120,6 +120,7 @@ async fn a_full_volume_refuses_records_and_serves_those_it_has_until_it_is_enlar
     assert!(nsenter.unwrap().success(), "the volume can be enlarged");
     let began = Instant::now();
     while let Err(refused) = put(&mut one, RECORDS_MAX).await {
+        assert!(broker.runs(), "it ended: {}", broker.stderr());
         assert!(began.elapsed() < PATIENCE, "it takes no records: {refused}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

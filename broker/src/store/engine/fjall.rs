@@ -34,6 +34,7 @@ use std::{
 use bytes::Bytes;
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable,
+    compaction::Leveled,
     config::{PartitioningPolicy, PinningPolicy},
 };
 
@@ -277,6 +278,13 @@ fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace),
     .unwrap_or_else(damaged)
 }
 
+/// The size of a table. It bounds what a compaction takes of the disk: it writes all of the first levels anew before it gives
+/// the old tables back, which are at most some memtables, and in the second level some tables more than
+/// [`FIRST_TABLES`]. With fjall's own 64 MiB that is nearly half a gibibyte, and a disk that is full then ends the node.
+const TABLE_BYTES: u64 = 16 << 20;
+/// So many memtables that were written are put together with the second level, which holds as many tables.
+const FIRST_TABLES: u8 = 4;
+
 /// How tables are laid out, settled when the database is created. Most reads are of keys that are there, one by one:
 /// - A table's index is one block that stays in memory (about a hundredth of what is on the disk): a read looks into it
 ///   without asking the cache.
@@ -288,6 +296,9 @@ fn open_tree(path: &Path, options: FjallOptions) -> Result<(Database, Keyspace),
 fn tree_options(options: FjallOptions) -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
         .max_memtable_size(options.memtable_bytes)
+        .compaction_strategy(Arc::new(
+            Leveled::default().with_table_target_size(TABLE_BYTES).with_l0_threshold(FIRST_TABLES),
+        ))
         .index_block_partitioning_policy(PartitioningPolicy::all(false))
         .index_block_pinning_policy(PinningPolicy::all(true))
         .filter_block_partitioning_policy(PartitioningPolicy::new([false, true]))
