@@ -40,11 +40,13 @@ pub struct Periods {
     pub flush: Duration,
 }
 
+/// How long peers may take to hear the last answers, whatever time there is.
+pub const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
 impl Periods {
     /// Within a grace period.
     pub fn of(grace: Duration) -> Self {
         const RESERVE_MAX: Duration = Duration::from_secs(3);
-        const FAREWELL_MAX: Duration = Duration::from_secs(1);
         let reserve = (grace / 3).min(RESERVE_MAX);
         let drain = grace - reserve;
         Self { hand_over: drain / 2, drain, farewell: drain + (reserve / 3).min(FAREWELL_MAX), flush: grace }

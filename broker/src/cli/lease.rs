@@ -23,8 +23,12 @@ use super::{
     terminated,
 };
 
-/// A lease is renewed so many times while it lasts, so that one lost answer does not lose it.
-const RENEWALS_PER_DURATION: u32 = 3;
+/// A lease is renewed each time such a part of it has passed, so that one lost answer does not lose it. The last part is for
+/// the command to end in, before anybody else can have the lease.
+const RENEWALS_PER_DURATION: u32 = 4;
+
+/// How long a command may go on when somebody else has its lease.
+const TAKEN_MAX: Duration = Duration::from_secs(1);
 
 /// How long to wait before asking again for a lease that somebody holds: half its length, but no longer than this.
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -40,7 +44,7 @@ pub enum LeaseCommand {
     Release(Release),
     /// Run a command while holding a lease: waits for the lease, renews it, ends the command if it is lost
     ///
-    /// The command is asked to end with SIGTERM, and killed if it still runs a third of the lease's duration later. It is
+    /// The command is asked to end with SIGTERM, and killed if it still runs a quarter of the lease's duration later. It is
     /// ended in the same way when this tool gets SIGTERM.
     Run(Run),
 }
@@ -165,13 +169,14 @@ impl Run {
         // From before the command starts, so that it is not left alone by a signal that comes at once.
         let terminated = terminated();
         let mut child = self.spawn()?;
-        // Unless it is lost, the lease was renewed no longer ago than that, and lasts for twice the time.
+        // So long the lease lasts at least, unless somebody else has it.
         let patience = self.duration / RENEWALS_PER_DURATION;
         tokio::select! {
             status = child.wait() => status.map_err(|error| self.failed("wait for", &error)),
             lost = self.keep(connection, id) => {
                 ask_to_end(&child);
-                end_within(&mut child, patience).await;
+                let taken = lost.code() == Some(Code::AlreadyExists);
+                end_within(&mut child, if taken { patience.min(TAKEN_MAX) } else { patience }).await;
                 Err(lost)
             }
             // The command did not get this one.
@@ -202,17 +207,17 @@ impl Run {
     }
 
     /// Renews until the lease is lost, and says why. A renewal that fails for another reason than that somebody has the
-    /// lease is tried again until the lease has run out.
+    /// lease is tried again until the lease has nearly run out: then the command has to end.
     async fn keep(&self, connection: &Connection, id: &str) -> Failure {
         let step = self.duration / RENEWALS_PER_DURATION;
         let mut renewals = interval_at(Instant::now() + step, step);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ends = Instant::now() + self.duration;
+        let mut ends = Instant::now() + self.duration - step;
         loop {
             renewals.tick().await;
             let asked = Instant::now();
             match tokio::time::timeout_at(ends, renew(connection, &self.name, id, self.duration)).await {
-                Ok(Ok(())) => ends = asked + self.duration,
+                Ok(Ok(())) => ends = asked + self.duration - step,
                 Ok(Err(failure)) if failure.code() == Some(Code::AlreadyExists) => return failure,
                 Ok(Err(failure)) if Instant::now() >= ends => return failure,
                 Ok(Err(failure)) => notice(&format!("cannot renew lease {:?}, will try again: {failure}", self.name)),

@@ -54,9 +54,9 @@ pub enum Command {
     Get(Tool<records::Get>),
     /// Store records, all or none
     ///
-    /// Each is JSON as `get -o json` prints it: {"type": …, "id": …, "data": {"@type": …, …}};
-    /// data of a type this build does not know is {"@type": …, "value": "<base64>"}. A record with "deletedAt" is deleted.
-    /// Version and time of change are given by the server.
+    /// Each is JSON as `get -o json` prints it: {"type": …, "id": …, "data": {"@type": …, …}}; data of a type this
+    /// build does not know is {"@type": …, "value": "<base64>"}. A record with "deletedAt" is deleted. Version and time
+    /// of change are given by the server.
     #[command(after_help = EXIT_CODES)]
     Put(Tool<records::Put>),
     /// Delete records
@@ -70,9 +70,9 @@ pub enum Command {
     Types(Tool<records::Types>),
     /// Follow changes as they happen
     ///
-    /// From now on, or from an earlier version. Goes on where it was after a break. When the
-    /// server cannot tell what happened since (it was cleared, or its memory of changes does not reach back) this is said,
-    /// and watching starts over.
+    /// From now on, or from an earlier version. Goes on where it was after a break. When the server cannot tell what
+    /// happened since (it was cleared, or its memory of changes does not reach back) this is said, and watching starts
+    /// over.
     #[command(after_help = EXIT_CODES)]
     Watch(Tool<watch::Watch>),
     /// Show versions, record types with their counts, options, and how fast the server answers
@@ -89,12 +89,12 @@ pub enum Command {
     Sessions(Tool<Group<sessions::SessionsCommand>>),
     /// Write all records and options into a file
     ///
-    /// One JSON object a line, in the order of type and id: two exports of the
-    /// same store are equal byte for byte. Works against any server of the interface.
+    /// One JSON object a line, in the order of type and id: two exports of the same store are equal byte for byte.
+    /// Works against any server of the interface.
     ///
-    /// A record's data is kept byte for byte, whatever its type. Not in the file: tombstones, leases, the service registry,
-    /// and each record's version and time of change, which a server gives anew on import. The options are those of all types
-    /// that have records or are known to this build (the interface has no list of others).
+    /// A record's data is kept byte for byte, whatever its type. Not in the file: tombstones, leases, the service
+    /// registry, and each record's version and time of change, which a server gives anew on import. The options are
+    /// those of all types that have records or are known to this build (the interface has no list of others).
     ///
     /// While it is written, the file has `.partial` after its name. The records are those of one moment as far as the
     /// server's SyncLatest gives that; the header says up to which record version they are complete.
@@ -102,14 +102,15 @@ pub enum Command {
     Export(export::Export),
     /// Put all records and options of an export into a server
     ///
-    /// Options first. Records of the same type and id are replaced;
-    /// others that the server has stay. Works against any server of the interface.
+    /// Options first. Records of the same type and id are replaced; others that the server has stay. Works against any
+    /// server of the interface.
     ///
-    /// The file is read and proved whole before anything is sent. Records carry new versions and times of change after the
-    /// import, given by the server; those of a type with a capacity are evicted beyond it.
+    /// The file is read and proved whole before anything is sent. Records carry new versions and times of change after
+    /// the import, given by the server; those of a type with a capacity are evicted beyond it.
     ///
-    /// An import may be interrupted and run again: FILE.progress remembers what the server acknowledged, until all is done.
-    /// If the server is cleared or begins anew meanwhile, the import fails, and is to be run again from the beginning.
+    /// An import may be interrupted and run again: FILE.progress remembers what the server acknowledged, until all is
+    /// done. If the server is cleared or begins anew meanwhile, the import fails, and is to be run again from the
+    /// beginning.
     #[command(after_help = EXIT_CODES)]
     Import(import::Import),
     /// Measure a server: throughput, latency, processor time

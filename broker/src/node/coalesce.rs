@@ -13,7 +13,7 @@ use databroker_proto::internal::{Command, ForwardRequest, Identity, peer_reply, 
 use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -42,7 +42,7 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// How long to wait before a leader that takes no more is asked again: a message may be of a megabyte, and many nodes send
 /// them.
-const RETRY_BUSY: Duration = Duration::from_millis(200);
+pub(super) const RETRY_BUSY: Duration = Duration::from_millis(200);
 
 /// A request on its way into the log.
 pub(super) struct Proposal {
@@ -69,6 +69,9 @@ struct Caller {
     deadline: Instant,
     /// Why the leader did not take it, when it was asked last; it may later.
     refused: Option<Error>,
+    /// It may have taken effect: a leader that had it, or was sent it, has not said what became of it. The next may
+    /// refuse it before its store is asked, so that a refusal says nothing about the time before.
+    unclear: bool,
     /// What the request takes of the bounds on all requests.
     _room: Option<Room>,
 }
@@ -84,7 +87,7 @@ impl Proposal {
         deadline: Instant,
     ) -> (Self, oneshot::Receiver<Result<Answer, Error>>) {
         let (reply, answer) = oneshot::channel();
-        let caller = Caller { reply, origin, deadline, refused: None, _room: room };
+        let caller = Caller { reply, origin, deadline, refused: None, unclear: false, _room: room };
         (Self { bytes: kind.encoded_len(), kind, caller }, answer)
     }
 
@@ -111,7 +114,7 @@ impl Caller {
     /// The request is settled before its caller hears the answer, so that whatever the caller does next comes after. A
     /// caller that went away needs no answer; its request is settled all the same.
     fn answer(self, answer: Result<Answer, Error>) {
-        let Self { reply, origin, deadline: _, refused: _, _room } = self;
+        let Self { reply, origin, deadline: _, refused: _, unclear: _, _room } = self;
         drop(origin);
         drop(reply.send(answer));
     }
@@ -167,15 +170,32 @@ impl Batch {
         self.callers.into_iter().zip(answers).for_each(|(caller, answer)| caller.answer(Ok(answer)));
     }
 
-    /// Answers those of which the leader has said what became of them; those that may be taken later stay.
+    /// Apart again, to wait for another entry.
+    fn into_proposals(self) -> impl Iterator<Item = Proposal> {
+        let all = self.commands.into_iter().zip(self.callers);
+        all.filter_map(|(command, caller)| {
+            let kind = command.kind?;
+            Some(Proposal { bytes: kind.encoded_len(), kind, caller })
+        })
+    }
+
+    /// Takes note that nobody knows what became of them.
+    fn note_unclear(&mut self) {
+        self.callers.iter_mut().for_each(|caller| caller.unclear = true);
+    }
+
+    /// Answers those of which the leader has said what became of them; those that may be taken later stay, and those
+    /// that may have been taken before.
     fn answer_some(&mut self, answers: Vec<Result<Answer, Error>>) {
         let all = std::mem::take(&mut self.commands).into_iter().zip(std::mem::take(&mut self.callers));
         for ((command, caller), answer) in all.zip(answers) {
             match answer {
-                Err(refusal) if forward::passes(&refusal) => {
+                Err(refusal) if caller.unclear || forward::passes(&refusal) => {
+                    // It may have been in the log when its leader ceased to be one.
+                    let unclear = caller.unclear || matches!(refusal, Error::NotLeader);
                     let refused = Some(refusal).filter(|refusal| !matches!(refusal, Error::NotLeader));
                     self.commands.push(command);
-                    self.callers.push(Caller { refused, ..caller });
+                    self.callers.push(Caller { refused, unclear, ..caller });
                 }
                 answer => caller.answer(answer),
             }
@@ -186,8 +206,8 @@ impl Batch {
         self.callers.into_iter().for_each(|caller| caller.answer(Err(why())));
     }
 
-    /// Gives up those that have waited for too long: for what the leader said, if it said something. True if others are
-    /// left.
+    /// Gives up those that have waited for too long: for what the leader said, if it said something and they cannot
+    /// have taken effect before. True if others are left.
     fn refuse_expired(&mut self, why: impl Fn() -> Error) -> bool {
         let now = Instant::now();
         self.refuse_some(|caller| caller.is_expired(now), why)
@@ -210,8 +230,8 @@ impl Batch {
             let (refused, left): (Vec<_>, Vec<_>) = all.partition(|(_, caller)| which(caller));
             (self.commands, self.callers) = left.into_iter().unzip();
             for (_, mut caller) in refused {
-                let why = caller.refused.take().unwrap_or_else(&why);
-                caller.answer(Err(why));
+                let said = caller.refused.take().filter(|_| !caller.unclear);
+                caller.answer(Err(said.unwrap_or_else(&why)));
             }
         }
         !self.callers.is_empty()
@@ -227,6 +247,8 @@ impl Batch {
 pub(super) struct Ground<R: Runtime> {
     pub(super) replica: Replica<R>,
     pub(super) outbound: Outbound<R>,
+    /// Of the coalescer, for what a leader does not take just now. It ends when nobody holds the node.
+    pub(super) queue: mpsc::WeakSender<Proposal>,
     /// Closed while leadership is handed over: what comes meanwhile goes to the next leader.
     pub(super) open: watch::Receiver<bool>,
     /// How long writes were held.
@@ -260,7 +282,7 @@ impl<R: Runtime> Coalescer<R> {
             if !batch.refuse_expired(|| Error::NoLeader) {
                 continue;
             }
-            let mut flight = Flight { batch, ground: self.ground.clone(), began, held, _slot: slot };
+            let mut flight = Flight { batch, ground: self.ground.clone(), began, held, slot };
             // Here and not in the task, so that entries keep the order of their requests.
             let placed = flight.place().await;
             R::spawn("flight", &self.ground.failure, flight.land(placed));
@@ -307,7 +329,7 @@ struct Flight<R: Runtime> {
     began: Instant,
     /// A change of leader was in its way.
     held: bool,
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
 /// Where an entry went.
@@ -339,19 +361,20 @@ impl<R: Runtime> Flight<R> {
                 Ok(Placed::Elsewhere(leader)) => self.forward(leader).await,
                 Err(refusal) => Err(refusal),
             };
-            let pause = match answers {
+            match answers {
                 Ok(answers) => return self.answer(answers),
                 Err(Refusal::Stopped) => return self.batch.refuse(|| super::stopped(&self.ground.failure)),
-                Err(Refusal::Busy) => RETRY_BUSY,
-                Err(Refusal::NotLeader { .. } | Refusal::Unknown) => RETRY,
-            };
+                Err(Refusal::Busy) => return self.put_back().await,
+                Err(Refusal::Unknown) => self.batch.note_unclear(),
+                Err(Refusal::NotLeader { .. }) => {}
+            }
             if !self.batch.refuse_forwarded() {
                 return;
             }
             self.held = true;
             let mut role = self.ground.replica.role().clone();
             role.mark_unchanged();
-            if let Ok(Err(_)) = timeout(pause, role.changed()).await {
+            if let Ok(Err(_)) = timeout(RETRY, role.changed()).await {
                 // Nobody tells the role any more: the replica has stopped, and to ask again would go round in circles.
                 return self.batch.refuse(|| super::stopped(&self.ground.failure));
             }
@@ -359,6 +382,21 @@ impl<R: Runtime> Flight<R> {
                 return;
             }
             placed = self.place().await;
+        }
+    }
+
+    /// What the leader does not take just now waits without a slot, for it may take others, and then for another entry.
+    async fn put_back(self) {
+        let Self { mut batch, ground, began: _, held: _, slot } = self;
+        drop(slot);
+        sleep(RETRY_BUSY).await;
+        if !batch.refuse_expired(|| Error::NoLeader) {
+            return;
+        }
+        for proposal in batch.into_proposals() {
+            // Whoever waits for one that is dropped hears that the node has stopped.
+            let Some(queue) = ground.queue.upgrade() else { return };
+            drop(queue.send(proposal).await);
         }
     }
 
@@ -452,15 +490,47 @@ mod tests {
         assert!(waiting.remove(0).try_recv().is_err(), "the client still waits");
     }
 
-    #[tokio::test]
-    async fn each_caller_hears_what_the_leader_said_of_its_own_command_and_the_rest_is_tried_again() {
+    /// Commands of so many clients, which wait no longer than until now.
+    fn of_clients(count: usize) -> (Batch, Vec<oneshot::Receiver<Result<Answer, Error>>>) {
         let (mut batch, requests, mut waiting) = (Batch::default(), Requests::new(1), Vec::new());
-        for _ in 0..4 {
+        for _ in 0..count {
             let origin = Origin::Client(requests.begin());
             let (proposal, answer) = Proposal::new(Kind::Clear(Clear::default()), origin, None, Instant::now());
             batch.push(proposal, 7);
             waiting.push(answer);
         }
+        (batch, waiting)
+    }
+
+    /// The leader before may have committed it; the next has no room, say, and does not look into its store.
+    #[tokio::test]
+    async fn what_may_have_taken_effect_is_not_said_to_be_refused() {
+        for all_at_once in [true, false] {
+            let (mut batch, mut waiting) = of_clients(3);
+            if all_at_once {
+                batch.note_unclear();
+            } else {
+                batch.answer_some((0..3).map(|_| Err(Error::NotLeader)).collect());
+            }
+            let full = Error::Full(super::super::Full { free: 1 });
+            let early = Error::TooEarly { needed: 3, raised: 2 };
+            batch.answer_some(vec![Err(full), Err(early), Err(Error::Overloaded)]);
+            assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_err()), "these still wait");
+            assert!(batch.callers.iter().all(|caller| caller.refused.is_some()), "and are not sent again at once");
+            let numbers = |batch: &Batch| batch.commands.iter().map(|command| command.identity).collect::<Vec<_>>();
+            let (sent, mut again) = (numbers(&batch), Batch::default());
+            batch.into_proposals().for_each(|proposal| again.push(proposal, 7));
+            assert_eq!(numbers(&again), sent, "each is the same request still");
+            assert!(!again.refuse_expired(|| Error::NoLeader));
+            for answer in waiting {
+                assert!(matches!(answer.await.unwrap(), Err(Error::NoLeader)));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn each_caller_hears_what_the_leader_said_of_its_own_command_and_the_rest_is_tried_again() {
+        let (mut batch, mut waiting) = of_clients(4);
         let sent: Vec<_> = batch.commands.iter().map(|command| command.identity.map(|it| it.request)).collect();
         let full = Error::Full(super::super::Full { free: 1 });
         batch.answer_some(vec![Err(full), Err(Error::Overloaded), Ok(Answer::default()), Err(Error::NotLeader)]);

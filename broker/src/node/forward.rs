@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Error, Node,
-    coalesce::{Origin, Proposal},
+    coalesce::{Origin, Proposal, RETRY_BUSY},
     space::Full,
 };
 use crate::{
@@ -32,8 +32,8 @@ const COMMANDS_MAX: usize = super::coalesce::COMMANDS_MAX;
 /// Longest time a sender may make the leader wait for, whatever it asks.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Of a sender's patience, the part that a command may wait for room: the answers of the others travel with its refusal,
-/// and are to arrive before the sender gives up.
+/// Of a sender's patience, the part that a command may wait for room, and no longer than until the sender would ask
+/// again: the answers of the others travel with its refusal, and are to arrive before the sender gives up.
 const ROOM_PART: u32 = 2;
 
 /// Why a message cannot be answered.
@@ -159,7 +159,7 @@ impl<R: Runtime> Node<R> {
     async fn propose_for(&self, origin: Origin, kind: Kind, patience: Duration) -> Result<Answer, Error> {
         self.ready()?;
         let deadline = Instant::now() + patience;
-        let room = timeout(patience / ROOM_PART, self.room(kind.encoded_len()));
+        let room = timeout((patience / ROOM_PART).min(RETRY_BUSY), self.room(kind.encoded_len()));
         let room = room.await.map_err(|_| Error::Overloaded)??;
         // The sender has asked the same, and may have heard of it too late.
         self.fits(&kind)?;

@@ -231,7 +231,8 @@ impl<R: Runtime> Node<R> {
     /// its command with it.
     ///
     /// # Errors
-    /// See [`Error`]. After [`Error::NoLeader`] and [`Error::ShuttingDown`] the command may still take effect.
+    /// See [`Error`]. After [`Error::NoLeader`], [`Error::ShuttingDown`] and [`Error::Failed`] the command may have
+    /// taken effect, or may still; after all others it has none.
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
         let deadline = Instant::now() + shared.hold;
@@ -285,16 +286,26 @@ impl<R: Runtime> Node<R> {
     }
 
     /// The same, but where a cluster is near that is about to take this node in, as after its disk was lost, that is
-    /// waited for. Where there is none, nobody knows when somebody founds one.
+    /// waited for. Where there is none, nobody knows when somebody founds one; where there are several, which would
+    /// take it in.
     async fn ready_by(&self, deadline: Instant) -> Result<(), Error> {
         let ready = self.ready();
-        if !matches!(ready, Err(Error::NotInitialized)) || self.shared.directory.clusters().is_empty() {
+        if !matches!(ready, Err(Error::NotInitialized)) || self.shared.directory.clusters().len() != 1 {
             return ready;
         }
-        let mut role = self.shared.replica.role().clone();
         // Whatever comes of it is looked at next.
-        drop(timeout_at(deadline, role.wait_for(|role| role.initialized)).await);
+        timeout_at(deadline, self.taken_in_or_over()).await.ok();
         self.ready()
+    }
+
+    /// Returns once this node belongs to a cluster, or is at its end.
+    async fn taken_in_or_over(&self) {
+        let (mut role, mut stopping) = (self.shared.replica.role().clone(), self.shared.stopping.subscribe());
+        tokio::select! {
+            _ = role.wait_for(|role| role.initialized) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+            _ = self.shared.failure.wait() => {}
+        }
     }
 
     /// A snapshot that holds everything acknowledged, or streamed, anywhere in the cluster before the call.

@@ -249,6 +249,7 @@ impl<R: Runtime> Node<R> {
         let replica = Replica::<R>::start(replica).await?;
         let requests = Requests::new(replica.starts());
         let (proposals, incoming) = mpsc::channel(REQUESTS_MAX);
+        let queue = proposals.downgrade();
         let (fences, waiting) = mpsc::channel(fence::WAITING_MAX);
         let outbound = Outbound::new(replica.clone(), transport);
         let open = watch::Sender::new(true);
@@ -288,6 +289,7 @@ impl<R: Runtime> Node<R> {
         let ground = Ground {
             replica: replica.clone(),
             outbound: outbound.clone(),
+            queue,
             open: open.subscribe(),
             write_gap,
             requests,

@@ -107,6 +107,48 @@ async fn a_node_that_waits_for_its_cluster_refuses_requests() {
     node.shutdown().await;
 }
 
+/// A node without a cluster whose requests would wait for an hour, and who is near it, each of a cluster.
+async fn without_a_cluster(near: &[(&str, &str)]) -> Node {
+    use databroker_proto::internal::Introduction;
+    let hold = Duration::from_secs(3600);
+    let options = Options { bootstrap: Bootstrap::Explicit, hold, ..Options::new(Storage::Memory) };
+    let node = Node::open(options).await.unwrap();
+    for (name, cluster_id) in near.iter().map(|(name, cluster_id)| (name.to_string(), cluster_id.to_string())) {
+        node.shared.directory.note(Introduction { name, cluster_id, ..Introduction::default() });
+    }
+    node
+}
+
+#[tokio::test]
+async fn nobody_waits_to_be_taken_in_where_two_clusters_are_near() {
+    let node = without_a_cluster(&[("a", "c"), ("b", "d")]).await;
+    let answered = timeout(Duration::from_secs(20), node.propose(put("a"))).await.unwrap();
+    assert!(matches!(answered, Err(Error::NotInitialized)), "{answered:?}");
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_wait_to_be_taken_in_ends_with_the_node() {
+    for stops in [true, false] {
+        let node = without_a_cluster(&[("a", "c"), ("b", "c")]).await;
+        let mut call = Box::pin(node.propose(put("a")));
+        assert!(futures::poll!(&mut call).is_pending());
+        if stops {
+            node.shared.stopping.send_replace(true);
+        } else {
+            node.shared.failure.report("on purpose");
+        }
+        let answered = timeout(Duration::from_secs(20), call).await.unwrap();
+        let as_elsewhere = if stops {
+            matches!(answered, Err(Error::ShuttingDown))
+        } else {
+            matches!(answered, Err(Error::Failed { .. }))
+        };
+        assert!(as_elsewhere, "{answered:?}");
+        node.shutdown().await;
+    }
+}
+
 #[tokio::test]
 async fn requests_of_one_caller_keep_their_order_though_they_share_entries() {
     let node = Node::open(Options::new(Storage::Memory)).await.unwrap();
@@ -419,10 +461,10 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         let node = inline_node_on(Arc::new(Set::to(1_000_000_000)), volume).await;
         let look = || tokio::time::sleep(Duration::from_secs(1));
         node.propose(put("a")).await.unwrap();
-        left.store((256 << 20) - 1, Relaxed);
+        left.store((320 << 20) - 1, Relaxed);
         look().await;
         let refused = node.propose(put("b")).await.unwrap_err();
-        assert!(matches!(refused, Error::Full(_)) && refused.to_string().contains("255 MiB are free"), "{refused}");
+        assert!(matches!(refused, Error::Full(_)) && refused.to_string().contains("319 MiB are free"), "{refused}");
         assert!(node.cluster_status().members[0].disk_full);
         let deleted_at = Some(prost_types::Timestamp::default());
         let deleted = databroker_proto::Record { r#type: "t".into(), id: "a".into(), deleted_at, ..Default::default() };
@@ -438,10 +480,10 @@ fn a_disk_that_is_nearly_full_takes_deletions_and_no_records() {
         let delete = Kind::Put(Put { records: vec![deleted] });
         node.propose(delete.clone()).await.unwrap();
         // A deletion is written too.
-        left.store((64 << 20) - 1, Relaxed);
+        left.store((240 << 20) - 1, Relaxed);
         look().await;
         assert!(matches!(node.propose(delete).await, Err(Error::Full(_))));
-        left.store(256 << 20, Relaxed);
+        left.store(320 << 20, Relaxed);
         look().await;
         node.propose(put("b")).await.unwrap();
         node.shutdown().await;

@@ -108,7 +108,8 @@ pub async fn serve(config: Config) -> Result<(), Error> {
     serving.abort();
     // To the last the others are answered: a write that waits here may still go to whoever leads now.
     parting.cancel();
-    drop(tokio::time::timeout_at(now + periods.farewell, async { while peers.join_next().await.is_some() {} }).await);
+    let farewell = (now + periods.farewell).min(tokio::time::Instant::now() + shutdown::FAREWELL_MAX);
+    drop(tokio::time::timeout_at(farewell, async { while peers.join_next().await.is_some() {} }).await);
     peers.shutdown().await;
     // Whoever sent the signal may kill at the end of the period. What is not flushed by then is in the log.
     if tokio::time::timeout_at(now + periods.flush, node.shutdown()).await.is_err() {

@@ -176,7 +176,7 @@ fn refused(rejected: &Rejected) -> Status {
         | Reason::TypeMismatch
         | Reason::InvalidData => Status::new(Code::InvalidArgument, &rejected.detail),
         Reason::AlreadyInitialized => Status::new(Code::FailedPrecondition, &rejected.detail),
-        Reason::Removed => Status::new(Code::Unavailable, &rejected.detail),
+        Reason::Removed | Reason::Busy => Status::new(Code::Unavailable, &rejected.detail),
         // Neither is told to a request that was proposed once, by the node that still waits for it.
         Reason::Unspecified | Reason::Settled => Status::new(Code::Internal, &rejected.detail),
     }

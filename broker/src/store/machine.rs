@@ -286,6 +286,7 @@ impl Store {
             cleared: false,
             evicted: 0,
             index_entries_max: self.index_entries_max,
+            indexed_at_once: false,
         };
         let mut answers = Vec::with_capacity(steps.len());
         for (position, step) in steps {

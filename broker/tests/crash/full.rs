@@ -60,7 +60,23 @@ fn start(folder: &Path) -> Option<Broker> {
     Some(Broker::start_as(child, folder, seen).unwrap_or_else(|refusal| panic!("it does not start: {refusal:?}")))
 }
 
+/// How long a write may wait while tables are put together: the processors may be busy with other tests.
+const HELD_MAX: Duration = Duration::from_secs(60);
+
+/// What is not said by the disk, but by a queue that was full for a while, is tried again.
 async fn put(client: &mut Client, id: usize) -> Result<(), Status> {
+    let began = Instant::now();
+    loop {
+        match put_once(client, id).await {
+            Err(status) if status.code() == Code::Unavailable && began.elapsed() < HELD_MAX => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn put_once(client: &mut Client, id: usize) -> Result<(), Status> {
     let data = prost_types::Any {
         type_url: "type.googleapis.com/google.protobuf.BytesValue".into(),
         // Nothing that a compressor makes small.

@@ -24,7 +24,7 @@ use tonic::{Code, service::interceptor::InterceptedService, transport::Endpoint}
 use crate::{
     attempts::{Attempts, Disturbed},
     history::{Content, History},
-    roaming::{Roaming, hold, read, write},
+    roaming::{Lease, Roaming, envy, hold, read, write},
     support::{Client, MESSAGE_BYTES_MAX, Token},
 };
 
@@ -81,7 +81,7 @@ pub struct Told {
 pub struct Pressure {
     pub writers: usize,
     pub readers: usize,
-    /// Leases that are held all the time.
+    /// Leases that one client holds all the time and another asks for.
     pub leases: usize,
     pub streams: usize,
     /// Between the acknowledgement of a write and the next write.
@@ -104,7 +104,11 @@ impl Load {
         let roaming = |at| Roaming::new(addresses.clone(), told.clone(), at);
         let writing = (0..writers).map(|at| tokio::spawn(write(roaming(at), at, stop.clone(), (began, pause))));
         let reading = (0..readers).map(|at| tokio::spawn(read(roaming(at), at as u64, stop.clone())));
-        let holding = (0..leases).map(|at| tokio::spawn(hold(roaming(at), stop.clone())));
+        let holding = (0..leases).flat_map(|at| {
+            let lease = Lease::new();
+            let holder = hold(roaming(at), lease.clone(), stop.clone());
+            [tokio::spawn(holder), tokio::spawn(envy(roaming(at + 1), lease, stop.clone()))]
+        });
         let tasks = writing.chain(reading).chain(holding).collect();
         let streams = (0..streams)
             .map(|stream| {

@@ -83,13 +83,11 @@ fn p99(trial: &Trial, since: Instant, until: Instant) -> Duration {
     Duration::from_micros(took.get(took.len() * 99 / 100).copied().unwrap_or(0))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_behind_is_brought_up_while_others_write() {
-    seeded("learner");
-    let records: usize = from_environment("FAULTS_RECORDS", 20_000);
+/// A cluster with so many records under load, in which nothing else is to be done; and the writers' p99 then.
+async fn filled(records: usize, settings: &str) -> (Trial, Duration) {
     // Enough to see what it costs them, and not so much that it is the writers who are measured.
     let pressure = Pressure { writers: 8, readers: 0, leases: 0, streams: 1, pause: Duration::from_millis(10) };
-    let mut trial = Trial::of(Cluster::start_directly(3, KEPT).await, pressure).await;
+    let trial = Trial::of(Cluster::start_directly(3, settings).await, pressure).await;
     fill(&trial.cluster, &[0, 1, 2], 0..records).await;
     trial.heal().await;
     // What it costs writers is held against what they have when nothing else is to be done.
@@ -99,12 +97,18 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
         };
         until(&trial.cluster, node, "what was filled in is compacted", idle).await;
     }
-    let node = (trial.leader().await + 1) % 3;
-    let others: Vec<_> = (0..3).filter(|other| *other != node).collect();
     let calm = Instant::now();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let quiet = p99(&trial, calm, Instant::now());
+    (trial, quiet)
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_anything_is_brought_up_by_a_store_while_others_write() {
+    seeded("learner by store");
+    let records: usize = from_environment("FAULTS_RECORDS", 20_000);
+    let (mut trial, quiet) = filled(records, "").await;
+    let node = (trial.leader().await + 1) % 3;
     trial.cluster.kill(node);
     trial.cluster.wipe(node);
     // Until then a second node of its name would be taken for one too many, and wait.
@@ -115,8 +119,16 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     trial.cluster.spawn(node);
     brought_up(&trial.cluster, node, leader).await;
     tell(&trial, "store", records, began, quiet);
+    trial.judge("learner by store").await;
+}
 
-    trial.heal().await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_behind_is_brought_up_by_the_log_while_others_write() {
+    seeded("learner by log");
+    let records: usize = from_environment("FAULTS_RECORDS", 20_000);
+    let (trial, quiet) = filled(records, KEPT).await;
+    let node = (trial.leader().await + 1) % 3;
+    let others: Vec<_> = (0..3).filter(|other| *other != node).collect();
     // Frozen and not killed: what is measured begins with the first entry.
     trial.cluster.freeze(node);
     fill(&trial.cluster, &others, 0..records).await;
@@ -125,7 +137,7 @@ async fn a_node_that_is_behind_is_brought_up_while_others_write() {
     trial.cluster.thaw(node);
     brought_up(&trial.cluster, node, leader).await;
     tell(&trial, "log", records, began, quiet);
-    trial.judge("learner").await;
+    trial.judge("learner by log").await;
 }
 
 fn tell(trial: &Trial, from: &str, records: usize, began: Instant, quiet: Duration) {

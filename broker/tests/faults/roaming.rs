@@ -12,6 +12,7 @@ use std::{
 };
 
 use databroker_proto::databroker::{AcquireLeaseRequest, GetRequest, PutRequest, RenewLeaseRequest};
+use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use tonic::{Code, Request, Response, Status};
 
@@ -28,8 +29,8 @@ const IDS: u64 = 50;
 const READ_EVERY: Duration = Duration::from_millis(10);
 const RENEW_EVERY: Duration = Duration::from_millis(500);
 
-/// Longer than a call may take, so that it ends only if a renewal fails.
-const LEASE_SECONDS: i64 = 15;
+/// Longer than a call may take, so that it ends only if several renewals fail.
+const LEASE: Duration = Duration::from_secs(15);
 
 /// A new token before the old one is over.
 const CALLS_PER_TOKEN: u64 = 5_000;
@@ -141,19 +142,78 @@ pub async fn read(mut roaming: Roaming, seed: u64, stop: Arc<AtomicBool>) {
     }
 }
 
+/// A lease that one client holds, and another would like to have.
+pub struct Lease {
+    name: String,
+    /// Nobody else may have it before.
+    ends: Mutex<Instant>,
+}
+
+impl Lease {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { name: format!("held-{:x}", rand::random::<u32>()), ends: Mutex::new(Instant::now()) })
+    }
+
+    /// It was acquired or renewed by a call that began then.
+    fn lasts_from(&self, asked: Instant) {
+        *self.ends.lock() = asked + LEASE;
+    }
+
+    fn is_over(&self) -> bool {
+        *self.ends.lock() < Instant::now()
+    }
+}
+
+fn lease_duration() -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(LEASE).ok()
+}
+
 /// Holds a lease, and renews it as its holder must.
-pub async fn hold(mut roaming: Roaming, stop: Arc<AtomicBool>) {
-    let duration = Some(prost_types::Duration { seconds: LEASE_SECONDS, nanos: 0 });
-    let name = format!("held-{:x}", rand::random::<u32>());
-    let acquire = AcquireLeaseRequest { name: name.clone(), duration };
-    let ask = async |client: &mut Client, request| client.acquire_lease(request).await;
-    let Some(Ok(lease)) = roaming.call(acquire, &[], ask).await else { return };
+pub async fn hold(mut roaming: Roaming, lease: Arc<Lease>, stop: Arc<AtomicBool>) {
+    let (name, duration) = (lease.name.clone(), lease_duration());
+    let held = loop {
+        // A node may be frozen from the beginning: the first call to it takes all of its time.
+        if stop.load(Relaxed) {
+            return;
+        }
+        let (asked, acquire) = (Instant::now(), AcquireLeaseRequest { name: name.clone(), duration });
+        let ask = async |client: &mut Client, request| client.acquire_lease(request).await;
+        if let Some(Ok(held)) = roaming.call(acquire, &[], ask).await {
+            lease.lasts_from(asked);
+            break held;
+        }
+    };
     while !stop.load(Relaxed) {
         tokio::time::sleep(RENEW_EVERY).await;
-        let renew = RenewLeaseRequest { name: name.clone(), id: lease.id.clone(), duration };
+        let (asked, renew) = (Instant::now(), RenewLeaseRequest { name: name.clone(), id: held.id.clone(), duration });
         let ask = async |client: &mut Client, request| client.renew_lease(request).await;
-        if let Some(Err(status)) = roaming.call(renew, &[Code::AlreadyExists, Code::NotFound], ask).await {
-            roaming.told.history.lock().violate(format!("a lease is lost that its holder renews: {status}"));
+        match roaming.call(renew, &[Code::AlreadyExists], ask).await {
+            Some(Ok(_)) => lease.lasts_from(asked),
+            // Where no node answered for so long, the other may have it by now.
+            Some(Err(_)) if lease.is_over() => return,
+            Some(Err(status)) => {
+                roaming.told.history.lock().violate(format!("a lease is lost that its holder renews: {status}"));
+                return;
+            }
+            None => {}
+        }
+    }
+}
+
+/// Asks for the lease again and again.
+pub async fn envy(mut roaming: Roaming, lease: Arc<Lease>, stop: Arc<AtomicBool>) {
+    while !stop.load(Relaxed) {
+        tokio::time::sleep(RENEW_EVERY).await;
+        let acquire = AcquireLeaseRequest { name: lease.name.clone(), duration: lease_duration() };
+        let ask = async |client: &mut Client, request| client.acquire_lease(request).await;
+        // Not before the holder has it.
+        if lease.is_over() {
+            continue;
+        }
+        if let Some(Ok(_)) = roaming.call(acquire, &[Code::AlreadyExists], ask).await {
+            if !lease.is_over() {
+                roaming.told.history.lock().violate("a lease that its holder renews is given to another".into());
+            }
             return;
         }
     }

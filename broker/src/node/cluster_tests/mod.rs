@@ -15,12 +15,14 @@ mod retiring;
 mod strangers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
-use databroker_proto::internal::{PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply, peer_reply};
+use databroker_proto::internal::{
+    ForwardedAnswer, PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply, peer_reply,
+};
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,16 +48,23 @@ struct Hub {
     silent: Mutex<BTreeSet<String>>,
     /// The next read index that is told is one that nobody ever reaches.
     lies: AtomicBool,
+    /// What becomes of the next answers to commands that were passed on: one is lost, or says this of each of them.
+    forwarded: Mutex<VecDeque<Option<ForwardedAnswer>>>,
 }
 
 impl Hub {
-    fn pass(&self, mut reply: PeerReply) -> PeerReply {
+    fn pass(&self, mut reply: PeerReply) -> Option<PeerReply> {
         if let Some(peer_reply::Kind::ReadIndex(told)) = &mut reply.kind
             && self.lies.swap(false, Relaxed)
         {
             told.index = u64::MAX;
         }
-        reply
+        if let Some(peer_reply::Kind::Forward(told)) = &mut reply.kind
+            && let Some(instead) = self.forwarded.lock().pop_front()
+        {
+            told.answers.fill(instead?);
+        }
+        Some(reply)
     }
 }
 
@@ -86,9 +95,9 @@ impl Transport for Line {
         let (node, peer, hub) = (self.reach(&to), to.member.name, self.hub.clone());
         async move {
             let node = node?;
-            let answer = timeout(patience, node.answer(request)).await;
-            let answer = answer.map_err(|_| CallError::TimedOut { peer: peer.clone() })?.map_err(refused(peer));
-            answer.map(|reply| hub.pass(reply))
+            let timed_out = || CallError::TimedOut { peer: peer.clone() };
+            let answer = timeout(patience, node.answer(request)).await.map_err(|_| timed_out())?;
+            hub.pass(answer.map_err(refused(peer.clone()))?).ok_or_else(timed_out)
         }
         .boxed()
     }
@@ -201,6 +210,10 @@ impl Cluster {
 
     fn leader(&self) -> Option<&Node> {
         self.running.values().find(|node| node.role().leads)
+    }
+
+    fn follower(&self) -> &Node {
+        self.running.values().find(|node| !node.role().leads).unwrap()
     }
 
     async fn eventually(&self, what: &str, holds: impl Fn(&[&Node]) -> bool) {

@@ -33,7 +33,7 @@ impl Budget {
 
     /// For a write to a type of which something is left already. Hundreds of writes may share a batch: each takes about
     /// what it brings, and Sweep does the most of it.
-    const fn of_next_write() -> Self {
+    pub(super) const fn of_next_write() -> Self {
         Self { count: 256, bytes: 256 << 10, at_least_one: false }
     }
 

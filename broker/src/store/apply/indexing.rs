@@ -61,6 +61,9 @@ fn planned(left: &IndexWork, old: &TypeRules, new: &TypeRules) -> IndexWork {
     plan
 }
 
+/// Reading takes time, and not memory: so many bytes of records count as one of the budget's.
+const READ_PARTS: usize = 4;
+
 fn drops_nothing(work: &IndexWork) -> bool {
     work.dropped_fields.is_empty() && !work.drops_age
 }
@@ -94,7 +97,12 @@ impl Batch<'_> {
             Some(at) if self.state.indexing.get(at) == Some(&work) => return Ok(()),
             // Hundreds of commands may share a batch: once something is left, only Sweep goes on with it.
             Some(at) => drop(self.state.indexing.remove(at)),
-            None => self.proceed(&mut work, &mut Budget::of_options(self.index_entries_max))?,
+            // The same for what comes after the first in an entry.
+            None => {
+                let first = !std::mem::replace(&mut self.indexed_at_once, true);
+                let whole = Budget::of_options(self.index_entries_max);
+                self.proceed(&mut work, &mut if first { whole } else { Budget::of_next_write() })?;
+            }
         }
         if !(drops_nothing(&work) && builds_nothing(&work)) {
             // Each of these has tens of thousands of entries: they are few.
@@ -177,7 +185,8 @@ impl Batch<'_> {
                 let key = keys::by_version(epoch, &work.r#type, parts.version);
                 entries.push((Keyspace::AgeIndex, key, Bytes::copy_from_slice(&parts.id)));
             }
-            let bytes = entries.iter().map(|(_, key, id)| key.len() + id.len()).sum();
+            let written: usize = entries.iter().map(|(_, key, id)| key.len() + id.len()).sum();
+            let bytes = written + value.len() / READ_PARTS;
             // One that has none was looked at all the same.
             all = budget.take_all((entries.len() as u64).max(1), bytes);
             if !all {

@@ -83,6 +83,8 @@ pub(super) struct Batch<'a> {
     pub(super) evicted: u64,
     /// See [`super::Options::index_entries_max`].
     pub(super) index_entries_max: u64,
+    /// Options of this entry have changed an index already.
+    pub(super) indexed_at_once: bool,
 }
 
 /// What a refused command must undo.
@@ -105,6 +107,7 @@ impl Batch<'_> {
     pub(super) fn apply(&mut self, entry: Entry) -> Result<Vec<Answer>, Error> {
         // Time never runs back, whatever a new leader's clock says.
         self.state.now_nanos = self.state.now_nanos.max(entry.now_nanos).max(mutation::own_clock_nanos());
+        self.indexed_at_once = false;
         let each = entry.commands.into_iter().map(|command| {
             let answer = self.apply_once(command);
             // A thousand commands may share a batch, and no one undoes another.

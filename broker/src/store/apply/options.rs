@@ -46,7 +46,7 @@ impl Batch<'_> {
                 "{dropped} fields would wait for their index to be dropped, at most {FIELDS_MAX} are allowed: try again \
                  later"
             );
-            return Ok(Answer::rejected(Reason::InvalidData, detail));
+            return Ok(Answer::rejected(Reason::Busy, detail));
         }
         self.replace_rules(&record_type, rules, work)?;
         Ok(Answer::of(outcome::Kind::Done(Default::default())))
