@@ -6,14 +6,14 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::{
     DecodeError, Message,
-    encoding::{DecodeContext, WireType, decode_varint, encode_key, encode_varint, skip_field},
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
 };
 
 /// A `databroker.Record` as its encoded bytes. Cloning shares them.
 ///
 /// It takes the place of `Record` in the generated messages, so requests keep every byte the client sent, and responses
-/// send stored bytes without encoding them again. Only the framing of fields is checked here, not what they hold.
-/// Groups (a wire type no longer in use) are dropped.
+/// send stored bytes without encoding them again. Only the framing of fields is checked here, not what they hold. Numbers
+/// that were written with more bytes than they need come back with as many as they need.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct EncodedRecord(Bytes);
 
@@ -77,7 +77,7 @@ impl Message for EncodedRecord {
             Ok(unshared) => unshared,
             Err(shared) => BytesMut::from(&shared[..]),
         };
-        let result = copy_field(tag, wire_type, buf, ctx, &mut out);
+        let result = copy_field(tag, wire_type, buf, ctx, GROUPS_MAX, &mut out);
         self.0 = out.freeze();
         result
     }
@@ -91,11 +91,15 @@ impl Message for EncodedRecord {
     }
 }
 
+/// Groups inside each other: as many as the library follows messages.
+const GROUPS_MAX: u32 = 100;
+
 fn copy_field(
     tag: u32,
     wire_type: WireType,
     buf: &mut impl Buf,
     ctx: DecodeContext,
+    groups_left: u32,
     out: &mut BytesMut,
 ) -> Result<(), DecodeError> {
     let length = match wire_type {
@@ -105,15 +109,17 @@ fn copy_field(
             encode_varint(value, out);
             return Ok(());
         }
-        WireType::StartGroup | WireType::EndGroup => return skip_field(wire_type, tag, buf, ctx),
+        WireType::StartGroup if groups_left > 0 => return copy_group(tag, buf, ctx, groups_left - 1, out),
+        WireType::StartGroup => return malformed(),
+        // Of no group that has begun: the library says so.
+        WireType::EndGroup => return skip_field(wire_type, tag, buf, ctx),
         WireType::SixtyFourBit => 8,
         WireType::ThirtyTwoBit => 4,
         WireType::LengthDelimited => decode_varint(buf)?,
     };
     let length = match usize::try_from(length) {
         Ok(length) if length <= buf.remaining() => length,
-        // Fails always: the library's own error for a truncated message, which has no public constructor.
-        _ => return decode_varint(&mut Bytes::new()).map(|_| ()),
+        _ => return malformed(),
     };
     encode_key(tag, wire_type, out);
     if wire_type == WireType::LengthDelimited {
@@ -121,6 +127,30 @@ fn copy_field(
     }
     out.put(buf.take(length));
     Ok(())
+}
+
+/// A group, which is a message between two keys (a wire type no longer in use).
+fn copy_group(
+    tag: u32,
+    buf: &mut impl Buf,
+    ctx: DecodeContext,
+    groups_left: u32,
+    out: &mut BytesMut,
+) -> Result<(), DecodeError> {
+    encode_key(tag, WireType::StartGroup, out);
+    loop {
+        let (inner, wire_type) = decode_key(buf)?;
+        if wire_type == WireType::EndGroup {
+            encode_key(inner, wire_type, out);
+            return if inner == tag { Ok(()) } else { malformed() };
+        }
+        copy_field(inner, wire_type, buf, ctx.clone(), groups_left, out)?;
+    }
+}
+
+/// Fails always: the library's own error for a truncated message, which has no public constructor.
+fn malformed() -> Result<(), DecodeError> {
+    decode_varint(&mut Bytes::new()).map(|_| ())
 }
 
 /// A `databroker.Record`'s fields.
@@ -176,6 +206,23 @@ mod tests {
         let decoded = PutRequest::decode(request.encode_to_vec().as_slice()).unwrap();
         assert_eq!(decoded.records[0].as_bytes(), &bytes);
         assert_eq!(decoded.records[0].to_record().unwrap(), record());
+    }
+
+    #[test]
+    fn groups_that_nobody_knows_are_kept_and_broken_ones_refused() {
+        let through = |unknown: &[u8]| {
+            let record = EncodedRecord::from_bytes([&record().encode_to_vec(), unknown].concat());
+            let request = PutRequest { records: vec![record.clone()] };
+            (PutRequest::decode(request.encode_to_vec().as_slice()).map(|mut put| put.records.remove(0)), record)
+        };
+        // Field 10: a group with a number, and a group with a text in it.
+        let (decoded, record) = through(&[0x53, 0x08, 0x07, 0x5b, 0x12, 0x01, b'x', 0x5c, 0x54]);
+        assert_eq!(decoded.unwrap(), record);
+        let deep = [vec![0x53; 101], vec![0x54; 101]].concat();
+        for broken in [&[0x53][..], &[0x54], &[0x53, 0x5c], &[0x53, 0x08], &deep] {
+            assert!(through(broken).0.is_err(), "{broken:?}");
+        }
+        assert!(through(&[vec![0x53; 100], vec![0x54; 100]].concat()).0.is_ok());
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl<R: Runtime> Node<R> {
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
         let deadline = Instant::now() + shared.hold;
-        self.ready_by(deadline).await?;
+        self.ready()?;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
         self.fits(&kind)?;
         self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
@@ -285,29 +285,6 @@ impl<R: Runtime> Node<R> {
         Ok(())
     }
 
-    /// The same, but where a cluster is near that is about to take this node in, as after its disk was lost, that is
-    /// waited for. Where there is none, nobody knows when somebody founds one; where there are several, which would
-    /// take it in.
-    async fn ready_by(&self, deadline: Instant) -> Result<(), Error> {
-        let ready = self.ready();
-        if !matches!(ready, Err(Error::NotInitialized)) || self.shared.directory.clusters().len() != 1 {
-            return ready;
-        }
-        // Whatever comes of it is looked at next.
-        timeout_at(deadline, self.taken_in_or_over()).await.ok();
-        self.ready()
-    }
-
-    /// Returns once this node belongs to a cluster, or is at its end.
-    async fn taken_in_or_over(&self) {
-        let (mut role, mut stopping) = (self.shared.replica.role().clone(), self.shared.stopping.subscribe());
-        tokio::select! {
-            _ = role.wait_for(|role| role.initialized) => {}
-            _ = stopping.wait_for(|stopping| *stopping) => {}
-            _ = self.shared.failure.wait() => {}
-        }
-    }
-
     /// A snapshot that holds everything acknowledged, or streamed, anywhere in the cluster before the call.
     ///
     /// # Errors
@@ -318,7 +295,7 @@ impl<R: Runtime> Node<R> {
 
     async fn fence_within(&self, limit: Duration) -> Result<Arc<Snapshot>, Error> {
         let deadline = Instant::now() + limit;
-        self.ready_by(deadline).await?;
+        self.ready()?;
         let snapshot = self.shared.reader.snapshot();
         if self.needs_no_fence(&snapshot) || mutation::active(Mutation::ReadWithoutFence) {
             return Ok(snapshot);

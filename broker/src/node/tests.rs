@@ -107,48 +107,6 @@ async fn a_node_that_waits_for_its_cluster_refuses_requests() {
     node.shutdown().await;
 }
 
-/// A node without a cluster whose requests would wait for an hour, and who is near it, each of a cluster.
-async fn without_a_cluster(near: &[(&str, &str)]) -> Node {
-    use databroker_proto::internal::Introduction;
-    let hold = Duration::from_secs(3600);
-    let options = Options { bootstrap: Bootstrap::Explicit, hold, ..Options::new(Storage::Memory) };
-    let node = Node::open(options).await.unwrap();
-    for (name, cluster_id) in near.iter().map(|(name, cluster_id)| (name.to_string(), cluster_id.to_string())) {
-        node.shared.directory.note(Introduction { name, cluster_id, ..Introduction::default() });
-    }
-    node
-}
-
-#[tokio::test]
-async fn nobody_waits_to_be_taken_in_where_two_clusters_are_near() {
-    let node = without_a_cluster(&[("a", "c"), ("b", "d")]).await;
-    let answered = timeout(Duration::from_secs(20), node.propose(put("a"))).await.unwrap();
-    assert!(matches!(answered, Err(Error::NotInitialized)), "{answered:?}");
-    node.shutdown().await;
-}
-
-#[tokio::test]
-async fn the_wait_to_be_taken_in_ends_with_the_node() {
-    for stops in [true, false] {
-        let node = without_a_cluster(&[("a", "c"), ("b", "c")]).await;
-        let mut call = Box::pin(node.propose(put("a")));
-        assert!(futures::poll!(&mut call).is_pending());
-        if stops {
-            node.shared.stopping.send_replace(true);
-        } else {
-            node.shared.failure.report("on purpose");
-        }
-        let answered = timeout(Duration::from_secs(20), call).await.unwrap();
-        let as_elsewhere = if stops {
-            matches!(answered, Err(Error::ShuttingDown))
-        } else {
-            matches!(answered, Err(Error::Failed { .. }))
-        };
-        assert!(as_elsewhere, "{answered:?}");
-        node.shutdown().await;
-    }
-}
-
 #[tokio::test]
 async fn requests_of_one_caller_keep_their_order_though_they_share_entries() {
     let node = Node::open(Options::new(Storage::Memory)).await.unwrap();

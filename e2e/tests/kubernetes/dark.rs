@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use databroker_operator::api::status::FailoverReason;
 use serde_json::json;
 
 use crate::harness::{condition, message, scene, tools::Cutter};
@@ -12,10 +13,10 @@ async fn a_node_that_does_not_answer_is_named_and_its_pod_is_left_alone() -> any
     let Some(cutter) = Cutter::at_hand() else { return Ok(()) };
     scene("dark", async |scene| {
         scene.found(json!({})).await?;
-        let (leader, _) = scene.whole(3, Duration::from_secs(30)).await?;
+        // That of the leader: another leads meanwhile.
+        let (dark, _) = scene.whole(3, Duration::from_secs(30)).await?;
         let before = scene.uids().await?;
-        let dark = before.keys().find(|name| **name != leader).context("no follower")?;
-        let node = scene.node_of(dark).await?;
+        let node = scene.node_of(&dark).await?;
         cutter.cut(&node).await?;
         // Kubernetes takes a while to miss it.
         let named = scene
@@ -24,8 +25,14 @@ async fn a_node_that_does_not_answer_is_named_and_its_pod_is_left_alone() -> any
             })
             .await;
         cutter.join(&node).await?;
-        let degraded = message(&named?, "Degraded");
+        let named = named?;
+        let degraded = message(&named, "Degraded");
         ensure!(degraded.contains(dark.as_str()), "{dark} is not named: {degraded}");
+        let failover = named.status.and_then(|status| status.last_failover).context("no failover is told")?;
+        ensure!(
+            failover.from == dark && failover.reason == FailoverReason::NodeUnreachable,
+            "{dark} was cut off: {failover:?}"
+        );
         scene.ready(Duration::from_secs(120)).await?;
         scene.whole(3, Duration::from_secs(60)).await?;
         ensure!(scene.uids().await? == before, "a pod was deleted");

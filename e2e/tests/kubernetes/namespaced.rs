@@ -23,9 +23,13 @@ async fn an_operator_of_one_namespace_does_everything_there_and_nothing_elsewher
         // Of two that look after a namespace each would undo what the other does.
         operator::scale(&scene.client, 0).await?;
         let told = tell(scene).await;
+        if told.is_err() {
+            // While its log is there.
+            tools::dump(&scene.namespace);
+        }
         let removed = tools::run("helm", &["uninstall", RELEASE, "--namespace", &scene.namespace, "--wait"]).await;
-        operator::scale(&scene.client, 2).await?;
-        told.and(removed.map(drop))
+        let scaled = operator::scale(&scene.client, 2).await;
+        told.and(removed.map(drop)).and(scaled)
     })
     .await
 }
@@ -66,7 +70,15 @@ async fn tell(scene: &Scene) -> anyhow::Result<()> {
         .await?;
     ensure!(seen.status.is_none(), "it was looked after: {:?}", seen.status);
 
-    // And was refused nothing here.
+    // Nor may it.
+    let itself = format!("--as=system:serviceaccount:{}:{RELEASE}", scene.namespace);
+    let may = async |namespace: &str| {
+        tools::kubectl(&["auth", "can-i", "list", "secrets", "--namespace", namespace, &itself]).await.is_ok()
+    };
+    ensure!(may(&scene.namespace).await, "it may not list the Secrets that it keeps");
+    ensure!(!may(operator::NAMESPACE).await, "it may list the Secrets of another namespace");
+
+    // And it was refused nothing here.
     let Some(log) = std::env::var_os("E2E_AUDIT_LOG") else { return Ok(()) };
     let account = format!("serviceaccount:{}:{RELEASE}", scene.namespace);
     let log = fs::read_to_string(log)?;

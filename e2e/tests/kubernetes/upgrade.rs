@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
+use databroker_operator::api::Databroker;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -33,7 +34,8 @@ async fn another_operator_restarts_no_broker() -> anyhow::Result<()> {
         .await;
         operator::install(&tools::tag()).await?;
         upgraded?;
-        scene.ready(Duration::from_secs(60)).await?;
+        let back = |object: &Databroker| is_ready(object) && condition(object, "Ready").1 == "AsExpected";
+        scene.until("the old operator is back", Duration::from_secs(60), back).await?;
         ensure!(scene.uids().await? == before, "brokers were restarted");
         figure("operator upgraded and back: pods restarted", 0);
         Ok(())

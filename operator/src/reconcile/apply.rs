@@ -170,7 +170,15 @@ impl Applier<'_> {
             // ours, which have the same names. All are written anew.
             Err(source) if source.is_invalid() && version.is_some() && body["spec"]["ports"].is_array() => {
                 let ports = json!({"metadata": {"resourceVersion": version}, "spec": {"ports": body["spec"]["ports"]}});
-                call(api.patch(&name, &PatchParams::default(), &Patch::Merge(ports))).await
+                let whole = PatchParams { field_manager: params.field_manager.clone(), ..PatchParams::default() };
+                match call(api.patch(&name, &whole, &Patch::Merge(ports))).await {
+                    // If it was not that, it is said now.
+                    Ok(there) => {
+                        body["metadata"]["resourceVersion"] = json!(there.resource_version());
+                        call(api.patch(&name, &params, &Patch::Apply(&body))).await
+                    }
+                    refused => refused,
+                }
             }
             applied => applied,
         };

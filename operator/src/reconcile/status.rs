@@ -6,6 +6,7 @@ mod conditions;
 
 use std::collections::BTreeSet;
 
+use databroker_proto::internal::StatusReply;
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt as _;
@@ -87,7 +88,7 @@ pub fn compute(visit: &Visit<'_>, old: Option<&DatabrokerStatus>, now: Timestamp
         last_leader: leader.as_ref().map(|leader| leader.member.clone()).or_else(|| old.last_leader.clone()),
         last_failover: failover(&old, leader.as_ref(), visit, now)
             .or(old.last_failover)
-            .map(|failover| measured(failover, visit.answers)),
+            .map(|failover| understood(failover, leader.as_ref(), visit)),
         leader,
         quorum: quorum(visit),
         members: members(visit),
@@ -162,27 +163,34 @@ fn failover(old: &DatabrokerStatus, leader: Option<&Leader>, visit: &Visit<'_>, 
         || ordinal.is_some_and(|ordinal| ordinal >= visit.valid.replicas)
         || visit.done.handed_over
         || matches!(visit.plan.step, Step::RestartPod { .. } | Step::Wait(Waiting::Rolling));
-    let reason = match ordinal.and_then(|ordinal| visit.seen.pods.get(&ordinal)) {
-        Some(pod) if pod.unreachable => FailoverReason::NodeUnreachable,
-        Some(pod) if pod.running => FailoverReason::LeaderReplaced,
-        _ => FailoverReason::PodNotRunning,
-    };
     (from != to.member && !asked).then(|| Failover {
         from,
         to: to.member.clone(),
         term: to.term,
         at: Some(Time(now)),
-        reason,
+        reason: match ordinal.and_then(|ordinal| visit.seen.pods.get(&ordinal)) {
+            Some(pod) if pod.running => FailoverReason::LeaderReplaced,
+            _ => FailoverReason::PodNotRunning,
+        },
         write_gap_millis: None,
     })
 }
 
-/// With what brokers have noted of it since. A broker that holds writes tells after it has answered them, so it may be more
-/// at a later visit; one that started anew knows nothing, so it is never less.
-fn measured(failover: Failover, answers: &Answers) -> Failover {
-    let its_own = answers.values().filter(|answer| i64::try_from(answer.write_gap_term) == Ok(failover.term));
-    let gaps = its_own.map(|answer| i64::try_from(answer.write_gap_millis).unwrap_or(i64::MAX));
-    Failover { write_gap_millis: gaps.max().max(failover.write_gap_millis), ..failover }
+/// With what is known of it since. A broker that holds writes tells after it has answered them, so it may be more at a later
+/// visit; one that started anew knows nothing, so it is never less. And Kubernetes misses a node later than brokers miss
+/// their leader.
+fn understood(failover: Failover, leader: Option<&Leader>, visit: &Visit<'_>) -> Failover {
+    let of_term =
+        |answer: &&StatusReply| answer.write_gap_term > 0 && i64::try_from(answer.write_gap_term) == Ok(failover.term);
+    let gaps = visit.answers.values().filter(of_term).map(|answer| answer.write_gap_millis);
+    let longest = gaps.max().map(|millis| i64::try_from(millis).unwrap_or(i64::MAX));
+    let pod = meta::ordinal(&visit.valid.name, &failover.from).and_then(|ordinal| visit.seen.pods.get(&ordinal));
+    let is_last = leader.is_some_and(|leader| leader.term == failover.term);
+    let reason = match pod {
+        Some(pod) if pod.unreachable && is_last => FailoverReason::NodeUnreachable,
+        _ => failover.reason,
+    };
+    Failover { write_gap_millis: longest.max(failover.write_gap_millis), reason, ..failover }
 }
 
 fn quorum(visit: &Visit<'_>) -> Option<Quorum> {
@@ -313,8 +321,8 @@ pub fn news(old: Option<&DatabrokerStatus>, new: &DatabrokerStatus, ephemeral: b
     {
         news.push(tell("SecretRotated", format!("certificates were renewed: the first ends at {is}"), false));
     }
-    let newer = |status: &DatabrokerStatus| says(status, ConditionType::Ready, Reason::UpdateAvailable);
-    if newer(new) && !newer(old) {
+    // Once: also when it was not Ready for a while.
+    if says(new, ConditionType::Ready, Reason::UpdateAvailable) && says(old, ConditionType::Ready, Reason::AsExpected) {
         let ready = ConditionType::Ready.to_string();
         let message =
             new.conditions.iter().find(|condition| condition.type_ == ready).map(|ready| ready.message.clone());

@@ -8,7 +8,6 @@ mod fences;
 mod forwarding;
 mod founding;
 mod handover;
-mod joining;
 mod recovery;
 mod releases;
 mod retiring;

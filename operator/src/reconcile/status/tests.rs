@@ -218,6 +218,13 @@ fn a_failover_says_how_the_pod_stands_that_led() {
     let mut dark = there(true);
     dark.pods.get_mut(&1).unwrap().status.as_mut().unwrap().reason = Some("NodeLost".into());
     assert_eq!(reason(&dark), FailoverReason::NodeUnreachable);
+    // It is missed later than its broker, and found again: neither is another failover.
+    let before = told(&all("main-2", 5), &there(true), json!({}), Some(&first));
+    let missed = told(&all("main-2", 5), &dark, json!({}), Some(&before));
+    assert_eq!(missed.last_failover.as_ref().unwrap().reason, FailoverReason::NodeUnreachable);
+    assert_eq!(reasons(&before, &missed, false), [""; 0]);
+    let found = told(&all("main-2", 5), &there(true), json!({}), Some(&missed));
+    assert_eq!(found.last_failover, missed.last_failover);
 }
 
 #[test]
@@ -234,6 +241,10 @@ fn a_newer_image_is_told_and_the_cluster_is_ready_all_the_same() {
     assert_eq!(condition(&new, ConditionType::Ready), ("True".into(), "UpdateAvailable".into()));
     assert_eq!(reasons(&old, &new, false), ["UpdateAvailable"]);
     assert_eq!(reasons(&new, &new, false), [""; 0]);
+    // Nor after a while in which it was not Ready.
+    let mut ill = new.clone();
+    ill.conditions[0].reason = Reason::CatchingUp.to_string();
+    assert_eq!(reasons(&ill, &new, false), [""; 0]);
 }
 
 #[test]
