@@ -13,7 +13,7 @@ use databroker_proto::internal::ShapeMember;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use self::{
@@ -84,7 +84,7 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(5);
 /// Why a request could not be placed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cluster was not initialised yet, or did not take this node in within the hold time.
+    /// The cluster was not initialised yet.
     #[error("this node belongs to no cluster yet")]
     NotInitialized,
     /// No leader was found within the hold time.
@@ -235,8 +235,8 @@ impl<R: Runtime> Node<R> {
     /// taken effect, or may still; after all others it has none.
     pub async fn propose(&self, kind: Kind) -> Result<Answer, Error> {
         let shared = &self.shared;
-        let deadline = Instant::now() + shared.hold;
         self.ready()?;
+        let deadline = Instant::now() + shared.hold;
         let room = timeout_at(deadline, self.room(kind.encoded_len())).await.map_err(|_| Error::Overloaded)??;
         self.fits(&kind)?;
         self.send(Proposal::new(kind, Origin::Client(shared.requests.begin()), Some(room), deadline)).await
@@ -294,14 +294,13 @@ impl<R: Runtime> Node<R> {
     }
 
     async fn fence_within(&self, limit: Duration) -> Result<Arc<Snapshot>, Error> {
-        let deadline = Instant::now() + limit;
         self.ready()?;
         let snapshot = self.shared.reader.snapshot();
         if self.needs_no_fence(&snapshot) || mutation::active(Mutation::ReadWithoutFence) {
             return Ok(snapshot);
         }
         let began = Instant::now();
-        timeout_at(deadline, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
+        timeout(limit, self.reach_fence()).await.map_err(|_| Error::NoLeader)??;
         self.shared.observer.fenced(began.elapsed());
         Ok(self.shared.reader.snapshot())
     }

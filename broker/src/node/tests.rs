@@ -4,7 +4,6 @@ use std::{
 };
 
 use databroker_proto::internal::Put;
-use tokio::time::timeout;
 
 use super::*;
 use crate::store::command::outcome;

@@ -159,30 +159,12 @@ impl Applier<'_> {
                 Some(path) => format!("{path} was another"),
             },
         };
-        let (api, params) = (self.api::<K>(), PatchParams::apply(meta::MANAGER).force());
         // Decided on what was seen: if that is old, the API server says so, and it is looked at again.
         let version = there.and_then(K::resource_version);
         if let Some(version) = &version {
             body["metadata"]["resourceVersion"] = json!(version);
         }
-        let applied = match call(api.patch(&name, &params, &Patch::Apply(&body))).await {
-            // A Service's ports are merged by number: one of ours to which somebody gave another number would stand beside
-            // ours, which have the same names. All are written anew.
-            Err(source) if source.is_invalid() && version.is_some() && body["spec"]["ports"].is_array() => {
-                let ports = json!({"metadata": {"resourceVersion": version}, "spec": {"ports": body["spec"]["ports"]}});
-                let whole = PatchParams { field_manager: params.field_manager.clone(), ..PatchParams::default() };
-                match call(api.patch(&name, &whole, &Patch::Merge(ports))).await {
-                    // If it was not that, it is said now.
-                    Ok(there) => {
-                        body["metadata"]["resourceVersion"] = json!(there.resource_version());
-                        call(api.patch(&name, &params, &Patch::Apply(&body))).await
-                    }
-                    refused => refused,
-                }
-            }
-            applied => applied,
-        };
-        let applied = match applied {
+        let applied = match self.patch::<K>(&name, body).await {
             Err(source) if source.is_outdated() => return Ok(true),
             applied => applied.map_err(failed)?,
         };
@@ -192,6 +174,23 @@ impl Applier<'_> {
         }
         tracing::info!(kind, name, namespace = self.valid.namespace, because, "applied");
         Ok(true)
+    }
+
+    /// Applies a body. A Service's ports are merged by number: one of ours to which somebody gave another number would stand
+    /// beside ours, which have the same names, and is refused. Then all are written anew first; if it was not that, the second
+    /// answer says so.
+    async fn patch<K: Object>(&self, name: &str, mut body: Value) -> Result<K, CallError> {
+        let (api, params) = (self.api::<K>(), PatchParams::apply(meta::MANAGER).force());
+        let applied = call(api.patch(name, &params, &Patch::Apply(&body))).await;
+        let (version, ports) = (&body["metadata"]["resourceVersion"], &body["spec"]["ports"]);
+        if !applied.as_ref().is_err_and(CallError::is_invalid) || version.is_null() || !ports.is_array() {
+            return applied;
+        }
+        let whole = PatchParams { field_manager: params.field_manager.clone(), ..PatchParams::default() };
+        let ports = json!({"metadata": {"resourceVersion": version}, "spec": {"ports": ports}});
+        let there: K = call(api.patch(name, &whole, &Patch::Merge(ports))).await?;
+        body["metadata"]["resourceVersion"] = json!(there.resource_version());
+        call(api.patch(name, &params, &Patch::Apply(&body))).await
     }
 
     /// What a cache has of that name.

@@ -39,18 +39,23 @@ async fn a_command_runs_under_a_lease_that_is_given_back() {
     assert_eq!(lease_run(&server, &["--no-wait"], "exit 0").await.unwrap_err().exit_code(), 1);
 }
 
-#[tokio::test]
-async fn a_command_is_ended_when_its_lease_is_lost() {
+/// Somebody else gets the lease as soon as this command has it, and it ends for that.
+async fn ends_when_the_lease_is_lost(script: &str) {
     let server = Standin::start().await;
     let store = Arc::clone(&server.store);
     let thief = tokio::spawn(async move {
         wait_until("the lease is held", || store.lock().holds_lease("l")).await;
         store.lock().steal_lease("l");
     });
-    let run = lease_run(&server, &["--duration", "1s"], "sleep 60");
+    let run = lease_run(&server, &["--duration", "1s"], script);
     let error = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the command outlived its lease");
     assert_eq!(error.unwrap_err().exit_code(), 1);
     thief.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_is_ended_when_its_lease_is_lost() {
+    ends_when_the_lease_is_lost("sleep 60").await;
 }
 
 #[tokio::test]
@@ -74,14 +79,5 @@ async fn a_command_whose_lease_is_lost_may_end_in_its_own_way() {
 
 #[tokio::test]
 async fn a_command_that_does_not_want_to_end_is_killed() {
-    let server = Standin::start().await;
-    let store = Arc::clone(&server.store);
-    let thief = tokio::spawn(async move {
-        wait_until("the lease is held", || store.lock().holds_lease("l")).await;
-        store.lock().steal_lease("l");
-    });
-    let run = lease_run(&server, &["--duration", "1s"], "trap '' TERM; while :; do sleep 0.1; done");
-    let error = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the command outlived its lease");
-    assert_eq!(error.unwrap_err().exit_code(), 1);
-    thief.await.unwrap();
+    ends_when_the_lease_is_lost("trap '' TERM; while :; do sleep 0.1; done").await;
 }

@@ -23,7 +23,6 @@ use databroker_proto::internal::{
     ForwardedAnswer, PeerReply, PeerRequest, Put, SnapshotChunk, SnapshotReply, peer_reply,
 };
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
